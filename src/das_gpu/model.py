@@ -1,0 +1,176 @@
+"""The nouns of das-gpu: frozen dataclasses, nothing else.
+
+Indices are half-open and count the archive's own samples and channels. Times are
+nanoseconds since 1970-01-01 UTC in a Python ``int``; frequencies are in Hz, lengths in
+metres, levels in dB re 1e-6 count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """What became of a tile; of several reasons the first in this order counts."""
+
+    ERROR = "error"
+    CORRUPT = "corrupt"
+    MISSING = "missing"
+    GAP = "gap"
+    EDGE = "edge"
+    OK = "ok"
+
+    @property
+    def delivered(self) -> bool:
+        """True when an image was made."""
+        return self in (Status.OK, Status.EDGE)
+
+    @property
+    def rank(self) -> int:
+        """0 for the gravest; ``min`` of several ranks is the tile's status."""
+        return list(Status).index(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Samples ``[t0, t1)`` of channels ``[c0, c1)``, in archive indices."""
+
+    t0: int
+    t1: int
+    c0: int
+    c1: int
+
+
+@dataclass(frozen=True, slots=True)
+class Acquisition:
+    """What the archive says of the recording, before any sample is read.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        (channel, sample), whatever the order in the store.
+    chunk_shape : (int, int)
+        One stored chunk, (channel, sample).
+    dims : (str, str)
+        ``("distance", "time")`` or ``("time", "distance")``: the order in the store.
+    dtype : str
+        NumPy's name of the sample type: int16, int32, float32 or float64.
+    sampling_rate_hz, channel_spacing_m : float
+        Resolved values; the ``*_origin`` fields say where each comes from.
+    start_ns, last_ns : int
+        Times of the first and of the last sample.
+    distances_m : tuple of float or None
+        The source's own distance coordinate, one value per channel, when it has one.
+    codec : str
+        Secret-free description of the chunk encoding, part of the run's identity.
+    """
+
+    shape: tuple[int, int]
+    chunk_shape: tuple[int, int]
+    dims: tuple[str, str]
+    dtype: str
+    sampling_rate_hz: float
+    channel_spacing_m: float
+    start_ns: int
+    last_ns: int
+    sampling_rate_origin: str = "recipe"
+    channel_spacing_origin: str = "recipe"
+    distances_m: tuple[float, ...] | None = None
+    codec: str = ""
+
+    @property
+    def n_channels(self) -> int:
+        """Channels in the archive."""
+        return self.shape[0]
+
+    @property
+    def n_samples(self) -> int:
+        """Samples per channel in the archive."""
+        return self.shape[1]
+
+    def distance_m(self, channel: float) -> float:
+        """Distance along the cable of a channel index (fractional for a group's centre)."""
+        if self.distances_m is None:
+            return self.channel_spacing_m * channel
+        low = min(int(channel), self.n_channels - 1)
+        high = min(low + 1, self.n_channels - 1)
+        part = channel - low
+        return self.distances_m[low] * (1 - part) + self.distances_m[high] * part
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One image to be: ``core`` is what it shows, without halos."""
+
+    id: int
+    row: int
+    band: int
+    core: Window
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The unit of scheduling, retry and resume: whole tile rows ``[row0, row1)``.
+
+    ``read`` is all that is read for it, halos included, clipped to the record.
+    """
+
+    id: int
+    row0: int
+    row1: int
+    read: Window
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Neighbouring kept channels of one tile row that share the same usable samples.
+
+    ``k0, k1`` count kept channels; ``v0, v1`` are archive samples: the longest run around
+    the tile's core without a jump, a lost chunk or the record's end. ``status`` is the
+    core's: ``ok``, ``gap``, ``missing`` or ``corrupt`` (then nothing of the span is used),
+    or ``edge`` when the core is whole and the halo is not.
+    """
+
+    k0: int
+    k1: int
+    v0: int
+    v1: int
+    status: Status
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TileRecord:
+    """One line of the manifest. Field names are part of the format; see README."""
+
+    file_name: str | None
+    status: str
+    segment: int
+    start_time: str
+    end_time: str
+    channel_start: int
+    channel_stop: int
+    channel_step: int
+    sample_start: int
+    sample_stop: int
+    sample_step: int
+    distance_start_m: float
+    distance_stop_m: float
+    db_low: float | None
+    db_high: float | None
+    dead_channels: int
+    quality: int
+    sha256: str | None
+    split_key: str
+    reason: str | None = None
+    array_file: str | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """Fields as they stand in the manifest: ``array_file`` only for arrays."""
+        fields = asdict(self)
+        if self.array_file is None:
+            del fields["array_file"]
+        else:
+            del fields["file_name"]
+        return fields
