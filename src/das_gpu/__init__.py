@@ -1,0 +1,94 @@
+"""das-gpu: a raw distributed-acoustic-sensing archive into machine-learning-ready images.
+
+>>> from das_gpu import Recipe, extract, open_archive, plan
+>>> archive = open_archive(recording)
+>>> archive.acquisition.shape
+(1200, 6000)
+>>> recipe = Recipe().with_settings({"tile.bands": 4})
+>>> plan(recording, recipe).n_tiles
+8
+>>> summary = extract(recording, folder / "images", recipe)
+>>> summary.images, summary.exit_code
+(8, 0)
+
+Importing the package imports neither CuPy nor dask; heavy libraries are loaded by the call
+that needs them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# Loaded here so that the import system binds the submodule's name before `plan` below does:
+# a later first import of das_gpu.plan would replace the function by the module.
+import das_gpu.plan as _plan_module
+from das_gpu.errors import DasGpuError
+from das_gpu.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from das_gpu.archive import Archive, open_archive
+    from das_gpu.run import Progress, Summary, extract
+
+__all__ = [
+    "Archive",
+    "DasGpuError",
+    "Progress",
+    "Recipe",
+    "Summary",
+    "__version__",
+    "extract",
+    "open_archive",
+    "plan",
+]
+
+_LATE = {
+    "Archive": "das_gpu.archive",
+    "Progress": "das_gpu.run",
+    "Summary": "das_gpu.run",
+    "extract": "das_gpu.run",
+    "open_archive": "das_gpu.archive",
+}
+
+
+def plan(
+    source: str | Path, recipe: Recipe | None = None, *, segment_minutes: float = 15.0
+) -> _plan_module.Plan:
+    """Plan a recipe on an archive without reading a sample.
+
+    Parameters
+    ----------
+    source : str or Path
+        A Zarr archive: a folder, a URL, or ``demo:``.
+    recipe : Recipe, optional
+        What to compute; the ``continuous`` preset by default.
+    segment_minutes : float
+        Length of the unit of resume; it changes no pixel.
+
+    Raises
+    ------
+    DasGpuError
+        When the archive cannot be opened or the recipe does not fit it.
+
+    Examples
+    --------
+    >>> from das_gpu import Recipe, plan
+    >>> found = plan(recording, Recipe().with_settings({"tile.bands": 4}))
+    >>> found.rows, found.bands, found.n_segments
+    (2, 4, 1)
+    """
+    from das_gpu.run import prepare
+
+    return prepare(source, recipe or Recipe(), segment_minutes=segment_minutes)[1]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("das-gpu")
+    if name in _LATE:
+        return getattr(import_module(_LATE[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -124,12 +124,11 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Neighbouring kept channels of one tile row that share the same usable samples.
+    """Neighbouring kept channels ``[k0, k1)`` of one tile row with the same usable samples.
 
-    ``k0, k1`` count kept channels; ``v0, v1`` are archive samples: the longest run around
-    the tile's core without a jump, a lost chunk or the record's end. ``status`` is the
-    core's: ``ok``, ``gap``, ``missing`` or ``corrupt`` (then nothing of the span is used),
-    or ``edge`` when the core is whole and the halo is not.
+    ``[v0, v1)`` counts held samples from the window's start: the longest run around the
+    tile's core without a jump, a lost chunk or the record's end. It is empty when nothing
+    of these channels can be used. ``status`` is what the span makes of a tile.
     """
 
     k0: int
@@ -138,6 +137,24 @@ class Span:
     v1: int
     status: Status
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RowWindow:
+    """One row of tiles (all bands, one tile duration), ready to be processed.
+
+    ``held0`` is the ring's index of the window's first sample and ``length`` the window's
+    length in held samples. ``spans`` cover every kept channel once, in order. ``quality``
+    is the OR of the quality bits over the tile's core.
+    """
+
+    row: int
+    held0: int
+    length: int
+    spans: tuple[Span, ...]
+    start_ns: int
+    end_ns: int
+    quality: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,354 @@
+"""A whole run: segments -> an executor -> records; progress, stop, summary."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from das_gpu import backends
+from das_gpu.archive import Archive, open_archive
+from das_gpu.backends import Selected
+from das_gpu.errors import ChunkError, InterruptedRunError, SourceError
+from das_gpu.ledger import Ledger, read_identity
+from das_gpu.model import Status
+from das_gpu.plan import Plan
+from das_gpu.plan import plan as lay_out
+from das_gpu.recipe import Recipe
+from das_gpu.segment import SegmentResult, extract_segment, failed_records
+from das_gpu.sink import Sink, open_sink
+from das_gpu.stream import OnMissing
+
+ALGORITHM_VERSION = 1
+"""Raised when the same recipe would give other pixels; part of a run's identity."""
+SEGMENT_MINUTES = 15.0
+WAIT_S = 0.5
+"""Longest wait without looking whether the run was stopped."""
+REMOTE_LOADERS = 8
+"""Chunk requests in flight to a store over a network, where latency rules."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands; ``done_tiles`` counts those made by this process."""
+
+    done_tiles: int
+    total_tiles: int
+    seconds: float
+
+    @property
+    def tiles_per_s(self) -> float:
+        """Tiles made per second so far."""
+        return self.done_tiles / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds left at that rate, or None before the first tile."""
+        return (self.total_tiles - self.done_tiles) / self.tiles_per_s if self.done_tiles else None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run came to.
+
+    ``tiles`` counts the tiles of the whole plan by status, earlier runs into the same folder
+    included; ``made`` counts those this call worked on.
+    """
+
+    out: str
+    tiles: Mapping[str, int]
+    made: int
+    seconds: float
+    stored_bytes: int
+    chunks: int
+    backend: str
+    backend_reason: str
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def images(self) -> int:
+        """Tiles that are delivered."""
+        return sum(n for status, n in self.tiles.items() if Status(status).delivered)
+
+    @property
+    def finished_before(self) -> bool:
+        """True when there was nothing left to do."""
+        return self.made == 0
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 when tiles are missing, corrupt or in error; a gap is a fact, no failure."""
+        lost = (Status.MISSING, Status.CORRUPT, Status.ERROR)
+        return 3 if any(self.tiles.get(status, 0) for status in lost) else 0
+
+
+def resolve_source(source: str | Path) -> str | Path:
+    """The archive behind a source: ``demo:`` becomes the synthetic one, made on first use."""
+    if str(source) == "demo:":
+        from das_gpu.simulate import demo_archive
+
+        return demo_archive()
+    return source
+
+
+def prepare(
+    source: str | Path, recipe: Recipe, *, segment_minutes: float = SEGMENT_MINUTES
+) -> tuple[Archive, Plan]:
+    """Open an archive and plan a recipe on it; no sample is read.
+
+    Raises
+    ------
+    SourceError, AccessDeniedError
+        When the archive cannot be opened.
+    UsageError
+        When the time range or the recipe does not fit the recording.
+    """
+    archive = open_archive(resolve_source(source), recipe.archive)
+    samples = archive.sample_range(recipe.selection.start_ns, recipe.selection.stop_ns)
+    return archive, lay_out(archive.acquisition, recipe, samples, segment_minutes=segment_minutes)
+
+
+def default_workers() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_loaders(archive: Archive, workers: int) -> int:
+    """Loader threads: as many as cores from a local disk, more over a network."""
+    return workers if archive.location.is_local else max(workers, REMOTE_LOADERS)
+
+
+def extract(
+    source: str | Path,
+    out: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    backend: str = "auto",
+    workers: int | None = None,
+    segment_minutes: float | None = None,
+    on_missing: OnMissing = "skip",
+    overwrite: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Summary:
+    """Turn an archive into images and a manifest.
+
+    Parameters
+    ----------
+    source : str or Path
+        A Zarr archive: a folder, a URL, or ``demo:``.
+    out : str or Path
+        The folder to write. The same call again does what is missing.
+    recipe : Recipe, optional
+        What to compute; the ``continuous`` preset by default.
+    backend : {"auto", "cpu", "gpu"}
+        Where to compute.
+    workers : int, optional
+        Compute threads; by default the processors this process may use.
+    segment_minutes : float, optional
+        Length of the unit of resume: by default that of the run in ``out``, else 15. It
+        changes no pixel.
+    on_missing : {"skip", "error", "fill"}
+        A lost chunk loses its tiles, stops the run, or makes its channels dead.
+    overwrite : bool
+        Start over: remove the run that is in ``out``.
+    on_progress : callable, optional
+        Told where the run stands after every tile row.
+
+    Returns
+    -------
+    Summary
+        Counts by status; ``exit_code`` is what the command would return.
+
+    Raises
+    ------
+    DasGpuError
+        See `das_gpu.errors`; whatever was finished is kept.
+
+    Examples
+    --------
+    >>> from das_gpu import Recipe, extract
+    >>> recipe = Recipe().with_settings({"tile.bands": 2, "selection.stop": "2021-11-01T23:11:45"})
+    >>> summary = extract("demo:", folder / "images", recipe)  # doctest: +SKIP
+    >>> summary.images  # doctest: +SKIP
+    4
+    """
+    recipe = recipe or Recipe()
+    sink = open_sink(out)
+    identity = None if overwrite else read_identity(sink)
+    if segment_minutes is None:
+        segment_minutes = (identity or {}).get("segment_minutes", SEGMENT_MINUTES)
+    archive, plan = prepare(source, recipe, segment_minutes=segment_minutes)
+    selected = backends.select(backend, workers or default_workers())
+    ledger = Ledger.open(
+        sink,
+        _identity(archive, plan, selected, segment_minutes, on_missing),
+        _header(source, recipe, selected, plan),
+        overwrite=overwrite,
+        n_segments=plan.n_segments,
+    )
+    run = _Run(archive, plan, selected, sink, ledger, on_missing, on_progress)
+    with _single_threaded_blas(), ThreadPoolExecutor(1, "das-gpu-segment") as executor:
+        return run.through(executor)
+
+
+class _Run:
+    """Hands pending segments to an executor, a bounded number at a time."""
+
+    def __init__(
+        self,
+        archive: Archive,
+        plan: Plan,
+        selected: Selected,
+        sink: Sink,
+        ledger: Ledger,
+        on_missing: OnMissing,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self._archive, self._plan, self._selected = archive, plan, selected
+        self._sink, self._ledger = sink, ledger
+        self._on_missing, self._on_progress = on_missing, on_progress
+        self._cancelled = threading.Event()
+        self._done_tiles = 0
+        self._total_tiles = 0
+        self._started = time.monotonic()
+        self._chunks = self._stored_bytes = 0
+
+    def through(self, executor: Executor, window: int = 2) -> Summary:
+        """Run every pending segment and publish the manifest, also when stopped."""
+        pending = self._ledger.pending()
+        self._total_tiles = sum(
+            (segment.row1 - segment.row0) * self._plan.bands
+            for segment in map(self._plan.segment, pending)
+        )
+        self._report(0)
+        waiting: dict[Future[SegmentResult], int] = {}
+        todo = iter(pending)
+        try:
+            while True:
+                while len(waiting) < window and (number := next(todo, None)) is not None:
+                    waiting[executor.submit(self._extract, number)] = number
+                if not waiting:
+                    break
+                done, _ = wait(waiting, timeout=WAIT_S, return_when=FIRST_COMPLETED)
+                for future in done:
+                    self._finish(waiting.pop(future), future)
+        except BaseException as error:
+            self._cancelled.set()
+            for future in waiting:
+                future.cancel()
+            wait(waiting)
+            self._ledger.publish()
+            if isinstance(error, KeyboardInterrupt):
+                raise InterruptedRunError(
+                    "Interrupted. Finished segments are saved; the same command continues the run."
+                ) from error
+            raise
+        return self._summary()
+
+    def _extract(self, number: int) -> SegmentResult:
+        loaders = default_loaders(self._archive, default_workers())
+        return extract_segment(
+            self._archive,
+            self._plan,
+            number,
+            self._selected.backend,
+            self._sink,
+            loaders=loaders,
+            on_missing=self._on_missing,
+            on_tiles=self._report,
+            cancelled=self._cancelled,
+        )
+
+    def _finish(self, number: int, future: Future[SegmentResult]) -> None:
+        """Record a segment; one whose source failed has its tiles in error, and others go on."""
+        try:
+            result = future.result()
+        except SourceError as error:
+            if isinstance(error, ChunkError):
+                raise
+            self._ledger.finish_segment(number, failed_records(self._plan, number, str(error)))
+            return
+        self._ledger.finish_segment(number, result.records)
+        self._chunks += result.traffic.chunks
+        self._stored_bytes += result.traffic.stored_bytes
+
+    def _report(self, tiles: int) -> None:
+        self._done_tiles += tiles
+        if self._on_progress is not None:
+            seconds = time.monotonic() - self._started
+            self._on_progress(Progress(self._done_tiles, self._total_tiles, seconds))
+
+    def _summary(self) -> Summary:
+        totals = self._ledger.publish()
+        return Summary(
+            out=str(self._sink),
+            tiles=totals.statuses,
+            made=self._total_tiles,
+            seconds=time.monotonic() - self._started,
+            stored_bytes=self._stored_bytes,
+            chunks=self._chunks,
+            backend=self._selected.backend.kind,
+            backend_reason=self._selected.reason,
+            notes=(*self._plan.notes, *self._ledger.warnings),
+        )
+
+
+@contextmanager
+def _single_threaded_blas() -> Iterator[None]:
+    """One BLAS thread: more would fight the compute threads and change low bits of images."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
+
+
+def _identity(
+    archive: Archive, plan: Plan, selected: Selected, segment_minutes: float, on_missing: str
+) -> dict[str, Any]:
+    """All that two runs must share to be one run."""
+    identity: dict[str, Any] = {
+        "recipe": plan.recipe.digest,
+        "algorithm": ALGORITHM_VERSION,
+        "selection": plan.resolved(),
+        "segment_minutes": segment_minutes,
+        "format": plan.recipe.image.format,
+        "backend": selected.backend.kind,
+        "on_missing": on_missing,
+        "source": archive.fingerprint(),
+    }
+    if plan.recipe.image.resize == "pillow":
+        from importlib.metadata import version
+
+        identity["pillow"] = version("pillow").partition(".")[0]
+        identity["scipy"] = version("scipy").partition(".")[0]
+    return identity
+
+
+def _header(source: str | Path, recipe: Recipe, selected: Selected, plan: Plan) -> dict[str, Any]:
+    """What else a reader of run.json wants to know."""
+    import platform
+    from datetime import UTC, datetime
+    from importlib.metadata import version
+
+    return {
+        "source": "demo:" if str(source) == "demo:" else None,
+        "recipe": recipe.model_dump(mode="json"),
+        "plan": {"tiles": plan.n_tiles, "segments": plan.n_segments, "notes": plan.notes},
+        "backend": {"kind": selected.backend.kind, "reason": selected.reason},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("numpy", "scipy", "pillow", "zarr", "obstore")},
+        },
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "cores": default_workers(),
+        },
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,208 @@
+"""One segment from the archive to its images: the only place that sees every step."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from das_gpu import render
+from das_gpu.archive import Archive
+from das_gpu.backends import Backend
+from das_gpu.errors import InterruptedRunError
+from das_gpu.model import RowWindow, Segment, Span, Status, Tile, TileRecord
+from das_gpu.plan import Plan
+from das_gpu.process import Processor, TileResult
+from das_gpu.sink import Sink
+from das_gpu.stream import OnMissing, SegmentStream, Traffic, held_dtype, ring_capacity
+
+ENCODERS = 2
+"""Threads that encode and write images while the next row is processed."""
+
+
+@dataclass(frozen=True)
+class SegmentResult:
+    """A finished segment: its records in the plan's order, and what reading them took."""
+
+    records: list[TileRecord]
+    traffic: Traffic
+
+
+def extract_segment(
+    archive: Archive,
+    plan: Plan,
+    number: int,
+    backend: Backend,
+    sink: Sink,
+    *,
+    loaders: int,
+    on_missing: OnMissing = "skip",
+    on_tiles: Callable[[int], None] | None = None,
+    cancelled: threading.Event | None = None,
+) -> SegmentResult:
+    """Make the images of one segment and put them in the sink.
+
+    Parameters
+    ----------
+    archive, plan, number
+        Where to read, what to make, and which of the plan's segments.
+    backend : Backend
+        Does the arithmetic.
+    sink : Sink
+        Takes the images; the caller vouches for the segment by its records.
+    loaders : int
+        Threads that fetch and decode chunks.
+    on_missing : {"skip", "error", "fill"}
+        What a lost chunk does.
+    on_tiles : callable, optional
+        Told the number of tiles finished, after each row.
+    cancelled : threading.Event, optional
+        Polled before each row.
+
+    Raises
+    ------
+    InterruptedRunError
+        When cancelled.
+    SourceError, DestinationError
+        When the archive cannot be read, or the sink not written.
+    """
+    segment = plan.segment(number)
+    ring = backend.ring(plan.kept_channels, ring_capacity(plan), held_dtype(plan))
+    processor = Processor(plan, backend)
+    stream = SegmentStream(archive, plan, segment, ring, loaders=loaders, on_missing=on_missing)
+    writing: list[Future[TileRecord]] = []
+    records: list[TileRecord] = []
+
+    def collect() -> None:
+        """Wait for the row being written, so that at most one is."""
+        if not writing:
+            return
+        records.extend(future.result() for future in writing)
+        if on_tiles is not None:
+            on_tiles(len(writing))
+        writing.clear()
+
+    with ThreadPoolExecutor(ENCODERS, thread_name_prefix="das-gpu-encode") as pool, stream:
+        for row in stream:
+            if cancelled is not None and cancelled.is_set():
+                raise InterruptedRunError("The segment was cancelled before it was finished.")
+            work = _row(processor, ring, row, stream)
+            collect()
+            for band, result in enumerate(work):
+                tile = plan.tile(row.row, band)
+                writing.append(pool.submit(_deliver, plan, segment, row, tile, result, sink))
+        collect()
+    return SegmentResult(records, stream.traffic)
+
+
+def failed_records(plan: Plan, number: int, reason: str) -> list[TileRecord]:
+    """Records of a segment that could not be made at all: every tile in error."""
+    segment = plan.segment(number)
+    acquisition = plan.acquisition
+    records = []
+    for tile in plan.tiles(segment):
+        start_ns, end_ns = (
+            acquisition.start_ns + round(sample * 1e9 / acquisition.sampling_rate_hz)
+            for sample in (tile.core.t0, tile.core.t1)
+        )
+        row = RowWindow(tile.row, 0, 0, (), start_ns, end_ns, 0)
+        records.append(_record(plan, segment, row, tile, Status.ERROR, reason))
+    return records
+
+
+def _row(
+    processor: Processor, ring: Any, row: RowWindow, stream: SegmentStream
+) -> list[TileResult | None]:
+    """The row's results; None for all when no channel of it can be used."""
+    if all(span.v1 <= span.v0 and not span.status.delivered for span in row.spans):
+        return [None] * processor.chain.bands
+    return list(processor.row(ring, row, release=lambda: stream.release(row.row)))
+
+
+def _deliver(
+    plan: Plan, segment: Segment, row: RowWindow, tile: Tile, result: TileResult | None, sink: Sink
+) -> TileRecord:
+    """Encode and put one tile, if its status lets it be delivered, and state what became of it."""
+    status, reason = _status(plan, row, tile)
+    if result is None or not status.delivered:
+        return _record(plan, segment, row, tile, status, reason)
+    array = plan.recipe.image.format == "npy"
+    data = _encode(result.pixels, array)
+    name = render.file_name(
+        plan.recipe.image.names,
+        start_ns=row.start_ns,
+        channel=tile.core.c0,
+        distance_m=plan.acquisition.distance_m(tile.core.c0),
+        suffix="npy" if array else "png",
+    )
+    sink.put(name, data, durable=False)
+    reasons = "; ".join(text for text in (reason, result.reason) if text)
+    return _record(
+        plan,
+        segment,
+        row,
+        tile,
+        status,
+        reasons,
+        name=name,
+        result=result,
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def _encode(pixels: NDArray[Any], array: bool) -> bytes:
+    return render.encode_npy(pixels) if array else render.encode_png(pixels)
+
+
+def _status(plan: Plan, row: RowWindow, tile: Tile) -> tuple[Status, str]:
+    """The gravest status among the spans that a tile's channels lie in."""
+    k0 = tile.band * plan.band_channels
+    touching: list[Span] = [
+        span for span in row.spans if span.k0 < k0 + plan.band_channels and span.k1 > k0
+    ]
+    worst = min(touching, key=lambda span: span.status.rank)
+    return worst.status, worst.reason
+
+
+def _record(
+    plan: Plan,
+    segment: Segment,
+    row: RowWindow,
+    tile: Tile,
+    status: Status,
+    reason: str,
+    *,
+    name: str | None = None,
+    result: TileResult | None = None,
+    sha256: str | None = None,
+) -> TileRecord:
+    array = plan.recipe.image.format == "npy"
+    first, last = tile.band * plan.band_channels, (tile.band + 1) * plan.band_channels
+    return TileRecord(
+        file_name=None if array else name,
+        array_file=name if array else None,
+        status=status.value,
+        segment=segment.id,
+        start_time=render.iso_utc(row.start_ns),
+        end_time=render.iso_utc(row.end_ns),
+        channel_start=tile.core.c0,
+        channel_stop=tile.core.c1,
+        channel_step=plan.channel_step,
+        sample_start=tile.core.t0,
+        sample_stop=tile.core.t1,
+        sample_step=plan.time_step,
+        distance_start_m=plan.kept_distance_m(first),
+        distance_stop_m=plan.kept_distance_m(last),
+        db_low=None if result is None else result.db_low,
+        db_high=None if result is None else result.db_high,
+        dead_channels=0 if result is None else result.dead_channels,
+        quality=row.quality,
+        sha256=sha256,
+        split_key=render.split_key(row.start_ns),
+        reason=reason or None,
+    )

@@ -1,0 +1,372 @@
+"""One segment's chunks: fetched ahead, decoded, put in a ring, in bounded memory.
+
+Loader threads walk the segment one column of stored chunks (one stretch of time, all
+selected channels) at a time. Each takes the next chunk as soon as the ring has room for its
+column, so loading runs ahead of the work by as much as the ring holds and no further, and
+every stored chunk is fetched and decoded once. What a chunk, the time axis or the sample
+counter says about a row of tiles becomes the row's spans.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from das_gpu.archive import Archive
+from das_gpu.backends import Ring
+from das_gpu.errors import ChunkCorruptError, ChunkError, InterruptedRunError
+from das_gpu.model import RowWindow, Segment, Span, Status
+from das_gpu.plan import Plan
+from das_gpu.timeline import Lost, Timeline
+
+OnMissing = Literal["skip", "error", "fill"]
+
+AXES = -1
+"""The job of a column that reads the time axis and its companions."""
+
+
+def ring_capacity(plan: Plan) -> int:
+    """Held samples of a ring: a window, the column it ends in, and one column of look-ahead."""
+    column = -(-plan.acquisition.chunk_shape[1] // plan.hold_step)
+    return plan.window_span // plan.hold_step + 2 * column + 1
+
+
+def held_dtype(plan: Plan) -> np.dtype[Any]:
+    """The type of held samples: the archive's own, or float64 for means of channels."""
+    if plan.recipe.selection.channel_reduce == "mean":
+        return np.dtype(np.float64)
+    return np.dtype(plan.acquisition.dtype)
+
+
+@dataclass
+class Traffic:
+    """What a stream has fetched so far."""
+
+    chunks: int = 0
+    stored_bytes: int = 0
+
+
+@dataclass
+class _Column:
+    """A column of stored chunks on its way into the ring."""
+
+    pending: int
+    ready: bool = False
+    lost: dict[int, Lost] = field(default_factory=dict)
+    partial: dict[int, dict[int, NDArray[np.float64]]] = field(default_factory=dict)
+
+
+class SegmentStream:
+    """The rows of a segment, in order, while loaders fetch what comes next.
+
+    Use as a context manager and iterate; call `release` when a row's samples are no longer
+    needed (iterating on does so too).
+
+    Parameters
+    ----------
+    archive, plan, segment
+        Where to read, and what.
+    ring : Ring
+        Of `ring_capacity` held samples of type `held_dtype`.
+    loaders : int
+        Threads that fetch and decode.
+    on_missing : {"skip", "error", "fill"}
+        A lost chunk loses its tiles, stops the segment, or makes its channels dead.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        plan: Plan,
+        segment: Segment,
+        ring: Ring,
+        *,
+        loaders: int,
+        on_missing: OnMissing = "skip",
+    ) -> None:
+        self.traffic = Traffic()
+        self._archive, self._plan, self._segment, self._ring = archive, plan, segment, ring
+        self._on_missing = on_missing
+        self._chunk_rows, self._columns = plan.chunk_grid(segment)
+        self._timeline = Timeline(archive, strict=on_missing == "error")
+        self._capacity = ring_capacity(plan)
+        self._change = threading.Condition()
+        self._jobs = iter(
+            [(column, row) for column in self._columns for row in (AXES, *self._chunk_rows)]
+        )
+        jobs_per_column = len(self._chunk_rows) + 1
+        self._state = {column: _Column(jobs_per_column) for column in self._columns}
+        self._low = self._window0(segment.row0)
+        self._failure: BaseException | None = None
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._load, name=f"das-gpu-loader-{n}", daemon=True)
+            for n in range(loaders)
+        ]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+        for thread in self._threads:
+            thread.join()
+
+    def close(self) -> None:
+        """Tell the loaders to stop; safe from any thread."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+
+    def __iter__(self) -> Iterator[RowWindow]:
+        """Yield each row as soon as its window is in the ring."""
+        for row in range(self._segment.row0, self._segment.row1):
+            stop = min(self._archive_window(row)[1], self._segment.read.t1)
+            last = (stop - 1) // self._plan.acquisition.chunk_shape[1]
+            self._await(last)
+            yield self._row_window(row)
+            self.release(row)
+
+    def release(self, row: int) -> None:
+        """Let the loaders overwrite what only this row and earlier ones needed."""
+        with self._change:
+            self._low = max(self._low, self._window0(row + 1))
+            self._timeline.forget(self._archive_window(row + 1)[0])
+            self._change.notify_all()
+
+    # --- rows ---------------------------------------------------------------------------
+
+    def _archive_window(self, row: int) -> tuple[int, int]:
+        """Archive samples of a row's window; may reach beyond the record."""
+        start = self._plan.sample_start + row * self._plan.tile_span - self._plan.halo_before
+        return start, start + self._plan.window_span
+
+    def _window0(self, row: int) -> int:
+        """Ring index of the first held sample of a row's window."""
+        return self._held(self._archive_window(row)[0])
+
+    def _held(self, sample: int) -> int:
+        """Ring index of the first held sample at or after an archive sample."""
+        return -((self._plan.sample_start - sample) // self._plan.hold_step)
+
+    def _await(self, column: int) -> None:
+        """Wait until this column and all before it are in the ring."""
+        with self._change:
+            for wanted in range(self._columns.start, column + 1):
+                state = self._state.get(wanted)
+                while state is not None and not state.ready and self._failure is None:
+                    if self._closed:
+                        raise InterruptedRunError("The segment was cancelled.")
+                    self._change.wait()
+                if self._failure is not None:
+                    raise self._failure
+
+    def _row_window(self, row: int) -> RowWindow:
+        """Spans, times and quality of a row whose samples are in the ring."""
+        plan = self._plan
+        w0, w1 = self._archive_window(row)
+        t0 = w0 + plan.halo_before
+        t1 = min(t0 + plan.tile_span, plan.acquisition.n_samples)
+        cuts = self._timeline.cuts(max(0, w0), min(w1, plan.acquisition.n_samples))
+        per_chunk = {
+            chunk_row: self._usable(row, [*cuts.lost, *self._lost(chunk_row, w0, w1)], cuts.jumps)
+            for chunk_row in self._chunk_rows
+        }
+        start_ns, end_ns = self._timeline.limits(t0, t1, plan.tile_span)
+        return RowWindow(
+            row=row,
+            held0=self._held(w0),
+            length=plan.window_span // plan.hold_step,
+            spans=tuple(self._spans(per_chunk)),
+            start_ns=start_ns,
+            end_ns=end_ns,
+            quality=self._timeline.quality(t0, t1),
+        )
+
+    def _lost(self, chunk_row: int, w0: int, w1: int) -> list[Lost]:
+        """Chunks of a chunk row that are lost and touch a window."""
+        width = self._plan.acquisition.chunk_shape[1]
+        columns = range(
+            max(w0 // width, self._columns.start), min(-(-w1 // width), self._columns.stop)
+        )
+        return [
+            self._state[column].lost[chunk_row]
+            for column in columns
+            if chunk_row in self._state[column].lost
+        ]
+
+    def _usable(self, row: int, lost: list[Lost], jumps: list[int]) -> Span:
+        """The usable samples of a row's window, as a span without channels."""
+        plan = self._plan
+        w0, w1 = self._archive_window(row)
+        t0 = w0 + plan.halo_before
+        t1 = min(t0 + plan.tile_span, plan.acquisition.n_samples)
+        hit = [each for each in lost if each.start < t1 and each.stop > t0]
+        if hit:
+            worst = min(hit, key=lambda each: each.status.rank)
+            status = Status.OK if self._on_missing == "fill" else worst.status
+            return Span(0, 0, 0, 0, status, worst.reason)
+        inside = [jump for jump in jumps if t0 < jump < t1]
+        if inside:
+            return Span(
+                0,
+                0,
+                0,
+                0,
+                Status.GAP,
+                f"the time axis jumps at sample {inside[0]}, inside the tile",
+            )
+        low = max([0, w0, *(e.stop for e in lost if e.stop <= t0), *(j for j in jumps if j <= t0)])
+        high = min(
+            [
+                plan.acquisition.n_samples,
+                w1,
+                *(e.start for e in lost if e.start >= t1),
+                *(j for j in jumps if j >= t1),
+            ]
+        )
+        v0, v1 = (self._held(sample) - self._held(w0) for sample in (low, high))
+        if v0 == 0 and v1 == plan.window_span // plan.hold_step:
+            return Span(0, 0, v0, v1, Status.OK)
+        return Span(0, 0, v0, v1, Status.EDGE, self._edge_reason(low, high, w0, w1, lost))
+
+    def _edge_reason(self, low: int, high: int, w0: int, w1: int, lost: list[Lost]) -> str:
+        """Why a halo is cut."""
+        if any(each.stop == low or each.start == high for each in lost):
+            return "the halo is cut at a lost chunk"
+        at_end = (low == 0 and w0 < 0) or (high == self._plan.acquisition.n_samples and high < w1)
+        return "the halo is cut at the record's end" if at_end else "the halo is cut at a time jump"
+
+    def _spans(self, per_chunk: dict[int, Span]) -> Iterator[Span]:
+        """Runs of kept channels whose samples come from the same chunk rows."""
+        plan = self._plan
+        height = plan.acquisition.chunk_shape[0]
+        tail = plan.channel_step - 1 if plan.recipe.selection.channel_reduce == "mean" else 0
+        first = plan.channel_start + np.arange(plan.kept_channels) * plan.channel_step
+        rows = np.stack([first // height, (first + tail) // height])
+        starts = np.flatnonzero(np.any(np.diff(rows, axis=1, prepend=-1), axis=0))
+        for k0, k1 in zip(starts, [*starts[1:], plan.kept_channels], strict=True):
+            parts = [per_chunk[r] for r in range(int(rows[0, k0]), int(rows[1, k0]) + 1)]
+            worst = min(parts, key=lambda part: part.status.rank)
+            v0, v1 = max(part.v0 for part in parts), min(part.v1 for part in parts)
+            yield Span(int(k0), int(k1), v0, max(v0, v1), worst.status, worst.reason)
+
+    # --- loaders ------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        """Take jobs in order until there are none, the stream is closed, or one fails."""
+        chunk = np.empty(self._archive.data.chunk_shape, dtype=self._archive.data.dtype)
+        try:
+            while (job := self._next_job()) is not None:
+                self._run_job(*job, chunk)
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that iterates
+            with self._change:
+                self._failure = self._failure or error
+                self._change.notify_all()
+
+    def _next_job(self) -> tuple[int, int] | None:
+        with self._change:
+            job = None if self._closed or self._failure else next(self._jobs, None)
+            if job is None:
+                return None
+            stop = self._held(self._samples_of(job[0])[1])
+            while stop - self._low > self._capacity:
+                if self._closed or self._failure:
+                    return None
+                self._change.wait()
+            return job
+
+    def _samples_of(self, column: int) -> tuple[int, int]:
+        """Archive samples of a column that the segment reads."""
+        width = self._plan.acquisition.chunk_shape[1]
+        read = self._segment.read
+        return max(column * width, read.t0), min((column + 1) * width, read.t1)
+
+    def _run_job(self, column: int, chunk_row: int, chunk: NDArray[Any]) -> None:
+        lost: Lost | None = None
+        start, stop = self._samples_of(column)
+        if chunk_row == AXES:
+            self._timeline.read(start, stop)
+        else:
+            lost = self._read_chunk(column, chunk_row, chunk)
+        state = self._state[column]
+        with self._change:
+            if lost is not None:
+                state.lost[chunk_row] = lost
+            state.pending -= 1
+            last = state.pending == 0
+        if last:
+            self._store_straddling(state.partial, start)
+            with self._change:
+                state.partial = {}
+                state.ready = True
+                self._change.notify_all()
+
+    def _read_chunk(self, column: int, chunk_row: int, chunk: NDArray[Any]) -> Lost | None:
+        """Fetch and decode one chunk into ``chunk``, keep its wanted part; or say it is lost."""
+        data = self._archive.data
+        transposed = self._plan.acquisition.dims[0] == "time"
+        index = (column, chunk_row) if transposed else (chunk_row, column)
+        try:
+            stored = data.read(index, chunk)
+        except ChunkError as error:
+            if self._on_missing == "error":
+                raise
+            status = Status.CORRUPT if isinstance(error, ChunkCorruptError) else Status.MISSING
+            return Lost(*self._samples_of(column), status, str(error))
+        with self._change:
+            self.traffic.chunks += 1
+            self.traffic.stored_bytes += stored
+        self._keep(column, chunk_row, chunk.T if transposed else chunk)
+        return None
+
+    def _keep(self, column: int, chunk_row: int, block: NDArray[Any]) -> None:
+        """Put the wanted channels and samples of a decoded (channel, sample) block in the ring."""
+        plan = self._plan
+        height, width = plan.acquisition.chunk_shape
+        start, stop = self._samples_of(column)
+        held0 = self._held(start)
+        first = plan.sample_start + held0 * plan.hold_step
+        samples = block[:, first - column * width : stop - column * width : plan.hold_step]
+        step, c0 = plan.channel_step, plan.channel_start
+        low, high = chunk_row * height - c0, (chunk_row + 1) * height - c0
+        k0 = max(0, -(-low // step))
+        if plan.recipe.selection.channel_reduce == "stride":
+            k1 = min(plan.kept_channels, -(-high // step))
+            if k1 > k0:
+                self._ring.store(samples[k0 * step - low : high - low : step][: k1 - k0], k0, held0)
+            return
+        k1 = max(k0, min(plan.kept_channels, high // step))
+        if k1 > k0:
+            whole = samples[k0 * step - low : k1 * step - low]
+            groups = whole.reshape(k1 - k0, step, whole.shape[1])
+            with np.errstate(invalid="ignore"):
+                self._ring.store(groups.sum(axis=1, dtype=np.float64) / step, k0, held0)
+        for k in {low // step, k1}:
+            members = range(max(k * step, low), min((k + 1) * step, high))
+            if 0 <= k < plan.kept_channels and 0 < len(members) < step:
+                part = samples[members.start - low : members.stop - low]
+                with self._change:
+                    groups_of = self._state[column].partial.setdefault(k, {})
+                    groups_of[chunk_row] = part.sum(axis=0, dtype=np.float64)
+
+    def _store_straddling(
+        self, partial: dict[int, dict[int, NDArray[np.float64]]], start: int
+    ) -> None:
+        """Put groups in the ring whose members lie in several chunk rows, summed in order."""
+        for k, parts in partial.items():
+            total = np.sum([parts[row] for row in sorted(parts)], axis=0)
+            self._ring.store(total[None] / self._plan.channel_step, k, self._held(start))
