@@ -138,7 +138,7 @@ def plans(draw: st.DrawFn) -> Plan:
             segment_minutes=draw(st.floats(0.01, 2)),
         )
     except RecipeError:
-        assume(False)  # noqa: FBT003
+        assume(False)
         raise
 
 

@@ -1,0 +1,391 @@
+"""The main job, end to end: same pixels however it is cut, nothing lost, nothing done twice."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from das_gpu import Recipe, extract, open_archive
+from das_gpu.backends.cpu import CpuBackend
+from das_gpu.errors import DestinationError, IdentityError, SourceError
+from das_gpu.run import Progress, prepare
+from das_gpu.segment import extract_segment
+from das_gpu.sink import open_sink
+from das_gpu.stream import SegmentStream, held_dtype, ring_capacity
+from tests.archives import clock_us, random_walk, write_archive
+from tests.outputs import envelopes, files, images, lines, records, statuses
+
+SMALL = {"selection.channel_step": 1, "tile.seconds": 3, "tile.bands": 3}
+CHUNKS = (16, 700)
+
+
+def small(**settings: Any) -> Recipe:
+    changed = {key.replace("__", "."): value for key, value in settings.items()}
+    return Recipe().with_settings({**SMALL, **changed})
+
+
+@pytest.fixture(scope="module")
+def samples() -> np.ndarray:
+    return random_walk(36, 6000, seed=5, swell=10)
+
+
+@pytest.fixture(scope="module")
+def store(samples, tmp_path_factory) -> Path:
+    return write_archive(tmp_path_factory.mktemp("store") / "a.zarr", samples, 200.0, CHUNKS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    assert extract(store, out, small(median__kind="channel")).exit_code == 0
+    return out
+
+
+# --- the cut changes no pixel -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("segment_minutes", [0.001, 0.1, 0.16, 60])
+def test_no_segment_length_changes_a_pixel(store, undisturbed, tmp_path, segment_minutes):
+    out = tmp_path / "out"
+    extract(store, out, small(median__kind="channel"), segment_minutes=segment_minutes)
+    ours, theirs = images(out), images(undisturbed)
+    assert ours.keys() == theirs.keys()
+    assert all((ours[key] == theirs[key]).all() for key in theirs)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_no_worker_count_changes_a_byte(store, undisturbed, tmp_path, workers):
+    extract(store, tmp_path / "out", small(median__kind="channel"), workers=workers)
+    assert files(tmp_path / "out") == files(undisturbed)
+
+
+@pytest.mark.parametrize("batch_channels", [1, 7, 36, 500])
+@pytest.mark.parametrize("loaders", [1, 6])
+def test_no_batch_size_or_loader_count_changes_a_byte(
+    store, undisturbed, tmp_path, batch_channels, loaders
+):
+    archive, plan = prepare(store, small(median__kind="channel"))
+    backend = CpuBackend(1, batch_channels)
+    extract_segment(archive, plan, 0, backend, open_sink(tmp_path), loaders=loaders)
+    made = {name: data for name, data in files(undisturbed).items() if name.startswith("images")}
+    assert files(tmp_path) == made
+
+
+@pytest.mark.parametrize("chunks", [(36, 6000), (5, 64), (36, 1), (1, 6000), (7, 999)])
+def test_no_chunk_shape_changes_a_pixel(samples, undisturbed, tmp_path, chunks):
+    if chunks == (36, 1):
+        samples, chunks = samples[:, :1300], (36, 13)
+    store = write_archive(tmp_path / "b.zarr", samples, 200.0, chunks)
+    out = tmp_path / "out"
+    extract(store, out, small(median__kind="channel"))
+    theirs = images(undisturbed)
+    for record in lines(out / "metadata.jsonl"):
+        if record["status"] == "ok":
+            key = record["sample_start"], record["channel_start"]
+            assert (images(out)[key] == theirs[key]).all()
+
+
+def test_either_dimension_order_gives_the_same_images(samples, undisturbed, tmp_path):
+    store = write_archive(tmp_path / "b.zarr", samples, 200.0, CHUNKS, time_first=True)
+    extract(store, tmp_path / "out", small(median__kind="channel"))
+    ours, theirs = images(tmp_path / "out"), images(undisturbed)
+    assert all((ours[key] == theirs[key]).all() for key in theirs)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float64])
+def test_every_sample_type_is_read(samples, tmp_path, dtype):
+    offset = samples - 1_800_000  # fits int16 and is exact in float32
+    store = write_archive(tmp_path / "b.zarr", (offset // 4).astype(dtype), 200.0, CHUNKS)
+    same = write_archive(tmp_path / "c.zarr", offset // 4, 200.0, CHUNKS)
+    extract(store, tmp_path / "typed", small())
+    extract(same, tmp_path / "int32", small())
+    ours, theirs = images(tmp_path / "typed"), images(tmp_path / "int32")
+    assert all((ours[key] == theirs[key]).all() for key in theirs)
+
+
+def test_a_start_time_moves_the_grid_and_halos_reach_before_it(store, samples, tmp_path):
+    """A tile that starts at 23:11:20 is `ok`: its halo lies before the start, where samples are."""
+    start = "2021-11-01T23:11:20Z"
+    recipe = small(selection__start=start, selection__stop="2021-11-01T23:11:30")
+    summary = extract(store, tmp_path / "out", recipe)
+    assert summary.images == 9
+    first = records(tmp_path / "out")[0]
+    assert first["sample_start"] == 1034  # the first at or after: 5.166 s at 200 Hz, rounded up
+    assert first["status"] == "ok"
+    assert first["start_time"].startswith("2021-11-01T23:11:20.004")
+
+
+# --- the manifest -----------------------------------------------------------------------------
+
+
+def test_the_folder_is_as_documented(undisturbed):
+    names = {path.name for path in undisturbed.iterdir()}
+    assert names == {"run.json", "images", "segments", "metadata.jsonl", "undelivered.jsonl"}
+    first = lines(undisturbed / "metadata.jsonl")[0]
+    assert list(first) == [
+        "file_name", "status", "segment", "start_time", "end_time", "channel_start",
+        "channel_stop", "channel_step", "sample_start", "sample_stop", "sample_step",
+        "distance_start_m", "distance_stop_m", "db_low", "db_high", "dead_channels", "quality",
+        "sha256", "split_key", "reason",
+    ]  # fmt: skip
+    assert first["file_name"] == "images/2021-11-01/23/20211101T231114834Z_ch00000.png"
+    assert first["start_time"] == "2021-11-01T23:11:14.834000Z"
+    assert first["end_time"] == "2021-11-01T23:11:17.834000Z"
+    assert (first["channel_stop"], first["sample_stop"]) == (12, 600)
+    assert first["distance_stop_m"] == pytest.approx(12 * 2.0419)
+    assert (undisturbed / "undelivered.jsonl").read_text() == ""
+    run = json.loads((undisturbed / "run.json").read_text())
+    assert run["identity"]["recipe"] == small(median__kind="channel").digest
+
+
+def test_pixels_invert_to_decibels_by_the_recorded_limits(store, tmp_path):
+    size = {"image__height": 600 // 2, "image__width": 12}  # one pixel a sample
+    extract(store, tmp_path / "png", small(image__format="png16", **size))
+    extract(store, tmp_path / "npy", small(image__format="npy"))
+    arrays = envelopes(tmp_path / "npy")
+    for record in lines(tmp_path / "png" / "metadata.jsonl"):
+        key = record["sample_start"], record["channel_start"]
+        pixels = images(tmp_path / "png")[key].T.astype(float)
+        low, high = record["db_low"], record["db_high"]
+        level_db = low + pixels / 65535 * (high - low)
+        np.testing.assert_allclose(level_db, np.clip(arrays[key], low, high), atol=1e-3)
+
+
+def test_quality_is_the_or_of_the_status_bits_over_the_core(samples, tmp_path):
+    status = np.zeros(6000, np.uint8)
+    status[700], status[599], status[1800] = 4, 1, 2
+    store = write_archive(tmp_path / "a.zarr", samples, 200.0, CHUNKS, gps_status=status)
+    extract(store, tmp_path / "out", small(tile__bands=1))
+    assert [r["quality"] for r in records(tmp_path / "out")] == [1, 4, 0, 2, 0, 0, 0, 0, 0, 0]
+
+
+# --- gaps -------------------------------------------------------------------------------------
+
+
+def test_a_jump_makes_the_tile_it_crosses_a_gap_and_its_neighbours_edge(samples, tmp_path):
+    times = clock_us(6000, 200.0)
+    times[1500:] += 40_000_000
+    store = write_archive(tmp_path / "a.zarr", samples, 200.0, CHUNKS, times_us=times)
+    summary = extract(store, tmp_path / "out", small(tile__bands=1))
+    assert statuses(tmp_path / "out") == ["edge", "edge", "gap", "edge", *["ok"] * 5, "edge"]
+    assert summary.exit_code == 0
+    (gap,) = lines(tmp_path / "out" / "undelivered.jsonl")
+    assert gap["file_name"] is None
+    assert gap["reason"] == "the time axis jumps at sample 1500, inside the tile"
+
+
+@pytest.mark.parametrize("axis", ["times_us", "counter"])
+def test_a_jump_on_a_tile_boundary_loses_nothing(samples, tmp_path, axis):
+    values = clock_us(6000, 200.0) if axis == "times_us" else np.arange(6000)
+    values[1800:] -= 10 * (values[1] - values[0])  # runs backwards by ten samples
+    store = write_archive(tmp_path / "a.zarr", samples, 200.0, CHUNKS, **{axis: values})
+    extract(store, tmp_path / "out", small(tile__bands=1))
+    expected = ["edge", "ok", "edge", "edge", *["ok"] * 5, "edge"]
+    assert statuses(tmp_path / "out") == expected
+
+
+def test_a_jittering_clock_and_a_counter_that_was_never_set_are_no_jumps(samples, tmp_path):
+    times = clock_us(6000, 200.0) + np.random.default_rng(1).integers(-1, 2, 6000)
+    counter = np.zeros(6000, np.int64)
+    store = write_archive(
+        tmp_path / "a.zarr", samples, 200.0, CHUNKS, times_us=times, counter=counter
+    )
+    extract(store, tmp_path / "out", small(tile__bands=1))
+    assert "gap" not in statuses(tmp_path / "out")
+
+
+def test_a_halo_cut_at_a_jump_is_filled_by_odd_reflection(samples, tmp_path):
+    """What lies beyond the jump does not reach the tile."""
+    times = clock_us(6000, 200.0)
+    times[1800:] += 1_000_000
+    disturbed = samples.copy()
+    disturbed[:, 1800:] = disturbed[:, :4200] * 3
+    for name, values in (("a", samples), ("b", disturbed)):
+        store = write_archive(tmp_path / f"{name}.zarr", values, 200.0, CHUNKS, times_us=times)
+        extract(store, tmp_path / name, small(tile__bands=1))
+    before, after = images(tmp_path / "a"), images(tmp_path / "b")
+    assert (before[1200, 0] == after[1200, 0]).all()
+    assert not (before[1800, 0] == after[1800, 0]).all()
+
+
+# --- lost chunks ------------------------------------------------------------------------------
+
+
+def lose(samples: np.ndarray, path: Path, key: str, how: str) -> Path:
+    store = write_archive(path, samples, 200.0, CHUNKS)
+    chunk = store / key
+    if how == "missing":
+        chunk.unlink()
+    else:
+        chunk.write_bytes(chunk.read_bytes()[:-7])
+    return store
+
+
+@pytest.mark.parametrize("how", ["missing", "corrupt"])
+def test_a_lost_chunk_loses_the_tiles_it_touches_and_no_other(samples, undisturbed, tmp_path, how):
+    """Chunk 1.3 holds channels 16:32 of samples 2100:2800; bands are 12 channels, tiles 600."""
+    store = lose(samples, tmp_path / "a.zarr", "RawData/1.3", how)
+    summary = extract(store, tmp_path / "out", small())
+    by_tile = {
+        (r["sample_start"] // 600, r["channel_start"] // 12): r["status"]
+        for r in records(tmp_path / "out")
+    }
+    for (row, band), status in by_tile.items():
+        if band in (1, 2) and row in (3, 4):
+            assert status == how
+        elif row in (0, 9) or (band in (1, 2) and row in (2, 5)):
+            assert status == "edge"
+        else:
+            assert status == "ok"
+    assert summary.exit_code == 3
+    assert summary.tiles[how] == 4
+    assert "RawData/1.3" in lines(tmp_path / "out" / "undelivered.jsonl")[0]["reason"]
+    theirs = images(undisturbed)
+    untouched = images(tmp_path / "out")[3 * 600, 0]
+    assert untouched.shape == theirs[1800, 0].shape
+
+
+def test_a_lost_chunk_that_comes_back_is_read_by_the_next_run(samples, tmp_path):
+    store = lose(samples, tmp_path / "a.zarr", "RawData/1.3", "missing")
+    whole = write_archive(tmp_path / "b.zarr", samples, 200.0, CHUNKS)
+    assert extract(store, tmp_path / "out", small()).exit_code == 3
+    assert extract(store, tmp_path / "out", small()).exit_code == 3
+    (store / "RawData" / "1.3").write_bytes((whole / "RawData" / "1.3").read_bytes())
+    assert extract(store, tmp_path / "out", small()).exit_code == 0
+    extract(whole, tmp_path / "whole", small())
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_on_missing_fill_makes_the_channels_dead(samples, tmp_path):
+    store = lose(samples, tmp_path / "a.zarr", "RawData/1.3", "missing")
+    summary = extract(store, tmp_path / "out", small(), on_missing="fill")
+    assert summary.exit_code == 0
+    dead = {
+        (r["sample_start"], r["channel_start"]): r["dead_channels"]
+        for r in records(tmp_path / "out")
+    }
+    assert (dead[1800, 0], dead[1800, 12], dead[1800, 24]) == (0, 8, 8)
+
+
+def test_on_missing_error_stops_the_run(samples, tmp_path):
+    store = lose(samples, tmp_path / "a.zarr", "RawData/1.3", "missing")
+    with pytest.raises(SourceError, match=r"RawData/1\.3"):
+        extract(store, tmp_path / "out", small(), on_missing="error")
+
+
+def test_a_lost_chunk_of_the_time_axis_is_missing_and_of_the_counter_is_not(samples, tmp_path):
+    counter = np.arange(6000)
+    store = write_archive(tmp_path / "a.zarr", samples, 200.0, CHUNKS, counter=counter)
+    (store / "RawDataSampleCount" / "1").unlink()
+    assert extract(store, tmp_path / "counter", small()).exit_code == 0
+    (store / "RawDataTime" / "3").unlink()  # samples 2100:2800, tiles 3 and 4
+    assert extract(store, tmp_path / "axis", small(tile__bands=1)).exit_code == 3
+    expected = ["edge", "ok", "edge", "missing", "missing", "edge", "ok", "ok", "ok", "edge"]
+    assert statuses(tmp_path / "axis") == expected
+
+
+# --- resume -----------------------------------------------------------------------------------
+
+
+def test_a_rerun_of_a_finished_run_does_nothing(store, tmp_path):
+    assert not extract(store, tmp_path / "out", small()).finished_before
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "images").rglob("*.png")}
+    again = extract(store, tmp_path / "out", small())
+    assert again.finished_before
+    assert (again.images, again.chunks) == (30, 0)
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "images").rglob("*.png")}
+
+
+def test_a_rerun_does_the_missing_segments_and_keeps_the_segment_length(store, tmp_path):
+    extract(store, tmp_path / "whole", small(), segment_minutes=0.1)
+    extract(store, tmp_path / "out", small(), segment_minutes=0.1)
+    (tmp_path / "out" / "segments" / "00002.jsonl").unlink()
+    torn = tmp_path / "out" / "segments" / "00004.jsonl"
+    torn.write_bytes(torn.read_bytes()[:-20])
+    again = extract(store, tmp_path / "out", small())
+    assert again.made == 2 * 2 * 3
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_another_recipe_or_source_is_refused_and_the_difference_named(store, samples, tmp_path):
+    extract(store, tmp_path / "out", small())
+    before = files(tmp_path / "out")
+    with pytest.raises(IdentityError, match=r"selection\.bands.*3.*4"):
+        extract(store, tmp_path / "out", small(tile__bands=4))
+    other = write_archive(tmp_path / "b.zarr", samples[:, :5400], 200.0, CHUNKS)
+    with pytest.raises(IdentityError, match="source"):
+        extract(other, tmp_path / "out", small())
+    assert files(tmp_path / "out") == before
+    extract(store, tmp_path / "out", small(tile__bands=4), overwrite=True)
+    assert len(images(tmp_path / "out")) == 40
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(store, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("dear")
+    with pytest.raises(DestinationError, match="something else"):
+        extract(store, tmp_path / "out", small())
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+# --- what it costs ----------------------------------------------------------------------------
+
+
+def test_every_chunk_is_fetched_once_per_segment(store, tmp_path):
+    _, plan = prepare(store, small())
+    assert plan.chunk_reads == 3 * 9  # 36 channels by 16, 6000 samples by 700
+    assert extract(store, tmp_path / "out", small()).chunks == plan.chunk_reads
+
+
+def test_progress_counts_every_tile_and_ends_at_the_total(store, tmp_path):
+    seen: list[Progress] = []
+    extract(store, tmp_path / "out", small(), on_progress=seen.append)
+    assert [p.done_tiles for p in seen] == list(range(0, 31, 3))
+    assert {p.total_tiles for p in seen} == {30}
+    assert seen[0].remaining_s is None
+    assert seen[-1].remaining_s == 0
+
+
+def test_loaders_wait_when_the_ring_is_full(store):
+    """Without a reader, no more is fetched than the ring holds."""
+    archive = open_archive(store)
+    _, plan = prepare(store, small())
+    ring = CpuBackend().ring(plan.kept_channels, ring_capacity(plan), held_dtype(plan))
+    with SegmentStream(archive, plan, plan.segment(0), ring, loaders=3) as stream:
+        rows = iter(stream)
+        next(rows)
+        for thread in stream._threads:
+            thread.join(timeout=0.5)
+        fetched = stream.traffic.chunks
+    columns = (ring_capacity(plan) + plan.halo_before) // CHUNKS[1] + 1
+    assert 0 < fetched <= columns * 3 < plan.chunk_reads
+
+
+MEMORY = """
+import resource, sys
+from das_gpu import Recipe, extract
+extract(sys.argv[1], sys.argv[2], Recipe().with_settings({"tile.bands": 2, "tile.seconds": 5}))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_peak_memory_is_flat_over_the_length_of_the_archive(tmp_path):
+    from das_gpu.scene import Scene
+    from das_gpu.simulate import simulate
+
+    peaks = {}
+    for times in (1, 2, 8):
+        scene = Scene(channels=1500, seconds=30.0 * times, chunk_shape=(1500, 1000))
+        path = simulate(tmp_path / f"{times}.zarr", scene)
+        command = [sys.executable, "-c", MEMORY, str(path), str(tmp_path / f"out{times}")]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        peaks[times] = int(done.stdout)
+    assert peaks[2] <= 1.1 * peaks[1]
+    assert peaks[8] <= 1.1 * peaks[1]
