@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from PIL import Image
 
 from das_gpu.backends import Chain, Picture, cpu, grey, select
 from das_gpu.errors import UsageError
+from das_gpu.model import RowWindow, Span, Status
 from das_gpu.recipe import Scale
 
 
@@ -69,17 +72,45 @@ def test_the_envelope_of_one_count_is_120_db_and_of_nothing_minus_infinity():
     assert envelope.tolist() == [[120.0, 140.0, -np.inf]]
 
 
+def live(samples: np.ndarray, dtype: str = "float32") -> list[bool]:
+    """Which channels live when these samples (channel, sample) are a whole window."""
+    channels, length = samples.shape
+    ring = cpu.HostRing(channels, length, samples.dtype)
+    ring.store(samples, 0, 0)
+    spectral = replace(chain(1, channels, length, dtype), weights=np.ones(length // 2))
+    row = RowWindow(0, 0, length, (Span(0, channels, 0, length, Status.OK),), 0, 0, 0)
+    signal, alive = cpu.CpuBackend().analytic(ring, row, spectral)
+    assert np.isfinite(signal).all()
+    assert not signal[~alive].any()
+    return alive.tolist()
+
+
 @pytest.mark.parametrize("integer", [np.int16, np.int32])
 def test_a_constant_channel_is_dead_and_extreme_integers_are_not(integer):
     info = np.iinfo(integer)
-    held = np.array([[5, 5, 5], [info.min, info.max, 0], [info.max] * 3, [0, 0, 1]], dtype=integer)
-    assert cpu._live([held[:, :1], held[:, 1:]]).tolist() == [False, True, False, True]
+    held = [[5] * 4, [info.min, info.max, 0, 0], [info.max] * 4, [0, 0, 0, 1]]
+    assert live(np.array(held, dtype=integer)) == [False, True, False, True]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_channel_with_a_sample_that_is_not_finite_is_dead(bad):
-    held = np.array([[1.0, bad, 2.0], [1.0, 3.0, 2.0]])
-    assert cpu._live([held]).tolist() == [False, True]
+    assert live(np.array([[1.0, bad, 2.0, 1.0], [1.0, 3.0, 2.0, 0.0]])) == [False, True]
+
+
+@given(st.integers(2, 200), st.integers(0, 99), st.integers(1, 31), st.sampled_from(["i2", "i4"]))
+def test_the_integer_detrend_is_the_one_in_float64(samples, seed, bits, kind):
+    """Narrow channels to a hundredth of a count, wide ones handed back, whatever the integers."""
+    random = np.random.default_rng(seed)
+    half = min(2**bits, 2 ** (8 * int(kind[1])) - 1) // 2
+    counts = random.integers(-half, half, endpoint=True, size=(6, samples)).astype(kind)
+    exact = cpu._detrended(counts.astype(np.float64))
+    ours = np.empty((6, samples), np.float32)
+    low, high = cpu._range([counts])
+    wide = cpu._detrend_narrow([counts[:, :1], counts[:, 1:]], low, high, ours)
+    span = high.astype(float) - low
+    assert set(wide) == set(np.flatnonzero(span > cpu.NARROW_COUNTS))
+    narrow = np.setdiff1d(np.arange(6), wide)
+    np.testing.assert_allclose(ours[narrow], exact[narrow], rtol=0, atol=0.03)
 
 
 @given(st.integers(0, 999), st.floats(0, 49), st.integers(1, 400))

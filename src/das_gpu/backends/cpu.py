@@ -20,6 +20,9 @@ BATCH_SAMPLES = 128
 """Samples whose median over channels is taken at once."""
 DB_REFERENCE = 120.0
 """20*log10(1/1e-6): the level of 1 count re 1e-6 count."""
+NARROW_COUNTS = 1 << 17
+"""A window's range up to which its trend is taken off in float32: rounding is then under
+0.01 count."""
 FLOOR_DB = 200.0
 """Zeros of a live channel are drawn this far under their tile's maximum."""
 
@@ -84,21 +87,21 @@ class CpuBackend:
             if v1 <= v0:
                 signal[k0:k1] = 0
                 return
-            held = [*ring.pieces(k0, k1, row.held0 + v0, row.held0 + v1)]
-            live[k0:k1] = alive = _live(held)
-            window = self._buffer("window", (k1 - k0, chain.length), np.dtype(np.float64))
-            _gather(held, window, v0, v1)
-            if not alive.all():
-                window[~alive] = 0
-            if chain.median_first:
-                core = window[:, chain.core0 : chain.core0 + chain.step * chain.tile_samples]
-                window -= np.median(core, axis=1, keepdims=True)
+            held = ring.pieces(k0, k1, row.held0 + v0, row.held0 + v1)
+            low, high = _range(held)
+            live[k0:k1] = alive = np.isfinite(low) & np.isfinite(high) & (low != high)
+            if chain.weights is None:
+                whole = self._iir(self._window(held, v0, v1, alive, chain), chain)
+            else:
+                real = self._buffer("detrended", (k1 - k0, chain.length), chain.dtype)
+                narrow = v1 - v0 == chain.length and not chain.median_first
+                wide = _detrend_narrow(held, low, high, real) if narrow else np.arange(k1 - k0)
+                if wide.size:
+                    some = [piece[wide] for piece in held]
+                    window = self._window(some, v0, v1, alive[wide], chain)
+                    real[wide] = _detrended(window)
+                whole = self._spectral(real, chain, chain.weights)
             first = chain.core0 // chain.step
-            whole = (
-                self._iir(window, chain)
-                if chain.weights is None
-                else self._spectral(window, chain, chain.weights)
-            )
             signal[k0:k1] = whole[:, first : first + chain.tile_samples]
 
         self._each(
@@ -111,18 +114,31 @@ class CpuBackend:
         )
         return signal, live
 
-    def _spectral(
-        self, window: NDArray[np.float64], chain: Chain, gains: NDArray[np.float64]
-    ) -> Array:
+    def _window(
+        self,
+        held: Sequence[NDArray[Any]],
+        v0: int,
+        v1: int,
+        alive: NDArray[np.bool_],
+        chain: Chain,
+    ) -> NDArray[np.float64]:
+        """The window in float64, mirrored where it is cut, its median off if that comes first."""
+        window = self._buffer("window", (alive.size, chain.length), np.dtype(np.float64))
+        _gather(held, window, v0, v1)
+        window[~alive] = 0
+        if chain.median_first:
+            core = window[:, chain.core0 : chain.core0 + chain.step * chain.tile_samples]
+            window -= np.median(core, axis=1, keepdims=True)
+        return window
+
+    def _spectral(self, real: NDArray[Any], chain: Chain, gains: NDArray[np.float64]) -> Array:
         """Zero-phase band-pass, analytic signal and decimation in one pair of transforms."""
         from scipy import fft
 
-        real = self._buffer("detrended", window.shape, chain.dtype)
-        _detrend(window, real)
         spectrum = fft.rfft(real, axis=1, overwrite_x=True)
         bins, length = gains.size, chain.length // chain.step
         weights = gains.astype(chain.dtype)
-        folded = self._buffer("folded", (window.shape[0], length), _complex(chain.dtype))
+        folded = self._buffer("folded", (real.shape[0], length), _complex(chain.dtype))
         head = min(bins, length)
         np.multiply(spectrum[:, :head], weights[:head], out=folded[:, :head])
         folded[:, head:] = 0
@@ -257,12 +273,11 @@ def _complex(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.result_type(dtype, np.complex64)
 
 
-def _live(pieces: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
-    """Channels that are neither constant nor, in floats, NaN or infinite somewhere."""
+def _range(pieces: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Lowest and highest sample of each channel; NaN where one is NaN."""
     low = np.min([piece.min(axis=1) for piece in pieces], axis=0)
     high = np.max([piece.max(axis=1) for piece in pieces], axis=0)
-    alive: NDArray[np.bool_] = np.isfinite(low) & np.isfinite(high) & (low != high)
-    return alive
+    return low, high
 
 
 def _gather(pieces: Sequence[NDArray[Any]], window: NDArray[np.float64], v0: int, v1: int) -> None:
@@ -298,14 +313,34 @@ def _odd_reflection(known: NDArray[np.float64], positions: NDArray[np.intp]) -> 
     return values
 
 
-def _detrend(window: NDArray[np.float64], out: NDArray[Any]) -> None:
-    """Take off each channel's straight line through its first and its last sample."""
-    n = window.shape[1]
+def _detrended(window: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Take off each channel's straight line through its first and its last sample, in place."""
     first = window[:, :1].copy()
-    slope = (window[:, -1:] - first) / (n - 1)
+    slope = (window[:, -1:] - first) / (window.shape[1] - 1)
     window -= first
-    window -= slope * np.arange(n)
-    out[...] = window
+    window -= slope * np.arange(window.shape[1])
+    return window
+
+
+def _detrend_narrow(
+    pieces: Sequence[NDArray[Any]], low: NDArray[Any], high: NDArray[Any], out: NDArray[Any]
+) -> NDArray[np.intp]:
+    """Detrend whole windows of integers without going through float64.
+
+    Differences to the first sample are exact integers, and exact in float32 too as long as a
+    channel stays within `NARROW_COUNTS`. Returns the channels that do not, left undone.
+    """
+    if low.dtype.kind != "i":
+        return np.arange(low.size)
+    first, last = pieces[0][:, :1], pieces[-1][:, -1]
+    position = 0
+    for piece in pieces:
+        part = out[:, position : position + piece.shape[1]]
+        part[...] = np.subtract(piece, first, dtype=np.int32)
+        position += piece.shape[1]
+    slope = (last.astype(np.float64) - first[:, 0]) / (out.shape[1] - 1)
+    out -= slope.astype(out.dtype)[:, None] * np.arange(out.shape[1], dtype=out.dtype)
+    return np.flatnonzero(high.astype(np.float64) - low > NARROW_COUNTS)
 
 
 def _median(values: NDArray[Any]) -> NDArray[Any]:
