@@ -17,24 +17,24 @@ that needs them.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-# Loaded here so that the import system binds the submodule's name before `plan` below does:
-# a later first import of das_gpu.plan would replace the function by the module.
-import das_gpu.plan as _plan_module
-from das_gpu.errors import DasGpuError
-from das_gpu.recipe import Recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from das_gpu.archive import Archive, open_archive
+    from das_gpu.errors import DasGpuError
+    from das_gpu.plan import Plan
+    from das_gpu.recipe import Recipe
     from das_gpu.run import Progress, Summary, extract
 
 __all__ = [
     "Archive",
     "DasGpuError",
+    "Plan",
     "Progress",
     "Recipe",
     "Summary",
@@ -46,7 +46,10 @@ __all__ = [
 
 _LATE = {
     "Archive": "das_gpu.archive",
+    "DasGpuError": "das_gpu.errors",
+    "Plan": "das_gpu.plan",
     "Progress": "das_gpu.run",
+    "Recipe": "das_gpu.recipe",
     "Summary": "das_gpu.run",
     "extract": "das_gpu.run",
     "open_archive": "das_gpu.archive",
@@ -55,7 +58,7 @@ _LATE = {
 
 def plan(
     source: str | Path, recipe: Recipe | None = None, *, segment_minutes: float = 15.0
-) -> _plan_module.Plan:
+) -> Plan:
     """Plan a recipe on an archive without reading a sample.
 
     Parameters
@@ -79,9 +82,21 @@ def plan(
     >>> found.rows, found.bands, found.n_segments
     (2, 4, 1)
     """
+    from das_gpu.recipe import Recipe
     from das_gpu.run import prepare
 
     return prepare(source, recipe or Recipe(), segment_minutes=segment_minutes)[1]
+
+
+class _Package(ModuleType):
+    """Keeps `das_gpu.plan` the function when the submodule of that name is first imported."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name == "plan" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -173,10 +173,12 @@ def extract(
     Examples
     --------
     >>> from das_gpu import Recipe, extract
-    >>> recipe = Recipe().with_settings({"tile.bands": 2, "selection.stop": "2021-11-01T23:11:45"})
-    >>> summary = extract("demo:", folder / "images", recipe)  # doctest: +SKIP
-    >>> summary.images  # doctest: +SKIP
-    4
+    >>> recipe = Recipe().with_settings({"tile.bands": 2, "image.format": "npy"})
+    >>> summary = extract(recording, folder / "arrays", recipe)
+    >>> summary.images, summary.exit_code
+    (4, 0)
+    >>> extract(recording, folder / "arrays", recipe).finished_before
+    True
     """
     recipe = recipe or Recipe()
     sink = open_sink(out)

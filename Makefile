@@ -1,0 +1,103 @@
+# make demo   install das-gpu into .venv and turn a synthetic recording into images (demo/)
+# make test   install what the tests need and run them all
+# make help   the rest
+#
+# Nothing is installed outside .venv and node_modules. Another Python: make demo PYTHON=python3.13
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+NPM := npm install --no-package-lock --no-audit --no-fund --ignore-scripts --loglevel=error
+
+# A stamp is newer than what it depends on when that has been installed.
+MADE := $(VENV)/.made
+INSTALLED := $(VENV)/.installed
+TESTABLE := $(VENV)/.testable
+AZURITE := node_modules/.installed
+CHECKED := src tests bench
+
+.PHONY: help demo test test-fast lint format bench constraints clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo         install das-gpu into .venv, make images of a synthetic recording in demo/"
+	@echo "make test         install what the tests need and run them all (ARGS='-k png' to choose)"
+	@echo "make test-fast    the tests that take less than a few seconds each"
+	@echo "make lint         ruff, mypy --strict and the import contracts"
+	@echo "make format       let ruff put the code in order"
+	@echo "make bench        das-gpu against the pipeline it replaces, on this machine"
+	@echo "make constraints  resolve every package anew and write constraints.txt"
+	@echo "make clean        remove everything that make has made, .venv and demo/ included"
+
+demo: $(INSTALLED)
+	@$(BIN)/das-gpu extract demo: demo
+	@echo "The images are in demo/images, one line about each in demo/metadata.jsonl."
+
+test: $(TESTABLE) $(AZURITE)
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal $(ARGS)
+
+test-fast: $(TESTABLE) $(AZURITE)
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" $(ARGS)
+
+lint: $(TESTABLE)
+	@$(BIN)/ruff check $(CHECKED)
+	@$(BIN)/ruff format --check $(CHECKED)
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(TESTABLE)
+	@$(BIN)/ruff check --fix $(CHECKED)
+	@$(BIN)/ruff format $(CHECKED)
+
+bench: $(INSTALLED)
+	@$(BIN)/python bench/first_result.py $(ARGS)
+
+# dask-cuda accepts one release of dask at a time, and rapids-dask-dependency is the small
+# package that says which: with it the same versions are tested here and run on a GPU node.
+constraints:
+	@echo "Resolving every package in a fresh environment ..."
+	@work=$$(mktemp -d) && trap 'rm -rf "$$work"' EXIT && \
+	$(PYTHON) -m venv "$$work/venv" && \
+	"$$work/venv/bin/python" -m pip --disable-pip-version-check -qq install ".[test]" "rapids-dask-dependency>=26" && \
+	{ \
+	  echo "# Every package of a resolved environment: das-gpu, its test extra, and the dask that"; \
+	  echo "# dask-cuda asks for. GPU wheels are chosen by the extras cuda12 and cuda13 instead."; \
+	  echo "# Written by \`make constraints\`; use with: pip install -c constraints.txt -e ."; \
+	  "$$work/venv/bin/python" -m pip --disable-pip-version-check freeze --exclude das-gpu; \
+	} > "$$work/constraints.txt" && \
+	cp "$$work/constraints.txt" constraints.txt
+	@echo "constraints.txt: $$(grep -c == constraints.txt) packages"
+
+clean:
+	rm -rf $(VENV) node_modules demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(MADE):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "das-gpu needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo not there)." \
+	       "Name another one: make demo PYTHON=python3.13" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot make virtual environments." \
+	       "On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(INSTALLED): $(MADE) pyproject.toml constraints.txt
+	@echo "Installing das-gpu into $(VENV) ..."
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(TESTABLE): $(INSTALLED)
+	@echo "Installing what the tests need into $(VENV) ..."
+	@$(PIP) install -c constraints.txt -e ".[test]"
+	@touch $@
+
+$(AZURITE): package.json
+	@command -v npm >/dev/null || { \
+	  echo "The tests read from and write to Azurite, an emulator of Azure Blob Storage, which comes" \
+	       "through npm. On Debian and Ubuntu: apt-get install npm" >&2; exit 1; }
+	@echo "Installing Azurite into node_modules ..."
+	@$(NPM)
+	@touch $@
