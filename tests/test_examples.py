@@ -14,7 +14,9 @@ from tests.archives import random_walk, write_archive
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = REPOSITORY / "src"
 WITH_EXAMPLES = [
-    path for path in sorted(SOURCE.rglob("*.py")) if re.search(r"^ *>>> ", path.read_text(), re.M)
+    path
+    for path in sorted(SOURCE.rglob("*.py"))
+    if re.search(r"^ *>>> ", path.read_text(), re.MULTILINE)
 ]
 
 
@@ -46,7 +48,7 @@ def test_the_public_functions_have_examples():
 
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
-    (block,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.S)
+    (block,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})  # noqa: S102 - our own README
     assert capsys.readouterr().out.startswith("40 images")

@@ -268,13 +268,18 @@ class _Run:
         )
 
     def _finish(self, number: int, future: Future[SegmentResult]) -> None:
-        """Record a segment; one whose source failed has its tiles in error, and others go on."""
+        """Record a segment; one whose source failed has its tiles in error, and others go on.
+
+        What an earlier run delivered of such a segment stays.
+        """
         try:
             result = future.result()
         except SourceError as error:
             if isinstance(error, ChunkError):
                 raise
-            self._ledger.finish_segment(number, failed_records(self._plan, number, str(error)))
+            if not self._ledger.done(number):
+                failed = failed_records(self._plan, number, str(error))
+                self._ledger.finish_segment(number, failed)
             return
         self._ledger.finish_segment(number, result.records)
         self._chunks += result.traffic.chunks

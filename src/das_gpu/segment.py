@@ -11,13 +11,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from das_gpu import render
 from das_gpu.archive import Archive
 from das_gpu.backends import Backend
 from das_gpu.errors import InterruptedRunError
 from das_gpu.model import RowWindow, Segment, Span, Status, Tile, TileRecord
 from das_gpu.plan import Plan
 from das_gpu.process import Processor, TileResult
+from das_gpu.render import encode_npy, encode_png, file_name, iso_utc, split_key
 from das_gpu.sink import Sink
 from das_gpu.stream import OnMissing, SegmentStream, Traffic, held_dtype, ring_capacity
 
@@ -133,7 +133,7 @@ def _deliver(
         return _record(plan, segment, row, tile, status, reason)
     array = plan.recipe.image.format == "npy"
     data = _encode(result.pixels, array)
-    name = render.file_name(
+    name = file_name(
         plan.recipe.image.names,
         start_ns=row.start_ns,
         channel=tile.core.c0,
@@ -156,7 +156,7 @@ def _deliver(
 
 
 def _encode(pixels: NDArray[Any], array: bool) -> bytes:
-    return render.encode_npy(pixels) if array else render.encode_png(pixels)
+    return encode_npy(pixels) if array else encode_png(pixels)
 
 
 def _status(plan: Plan, row: RowWindow, tile: Tile) -> tuple[Status, str]:
@@ -188,8 +188,8 @@ def _record(
         array_file=name if array else None,
         status=status.value,
         segment=segment.id,
-        start_time=render.iso_utc(row.start_ns),
-        end_time=render.iso_utc(row.end_ns),
+        start_time=iso_utc(row.start_ns),
+        end_time=iso_utc(row.end_ns),
         channel_start=tile.core.c0,
         channel_stop=tile.core.c1,
         channel_step=plan.channel_step,
@@ -203,6 +203,6 @@ def _record(
         dead_channels=0 if result is None else result.dead_channels,
         quality=row.quality,
         sha256=sha256,
-        split_key=render.split_key(row.start_ns),
+        split_key=split_key(row.start_ns),
         reason=reason or None,
     )
