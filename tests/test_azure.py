@@ -35,9 +35,7 @@ def test_a_public_container_gives_the_same_files_as_the_disk(container, store, t
     assert files(tmp_path / "blob") == files(tmp_path / "disk")
 
 
-def test_a_blob_that_is_not_there_is_missing_and_one_cut_short_is_corrupt(
-    azurite, store, tmp_path
-):
+def test_a_blob_that_is_not_there_is_missing_and_one_cut_short_is_corrupt(azurite, store, tmp_path):
     azurite.create_container("broken", public="container")
     azurite.upload_folder(store, "broken", "a.zarr")
     with azurite.service() as service:

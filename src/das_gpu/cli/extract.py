@@ -1,0 +1,167 @@
+"""``das-gpu extract``: turn an archive into images."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from das_gpu.cli import console
+from das_gpu.cli.options import RUNNING, OutputOptions, RecipeOptions, option, resolve_demo
+from das_gpu.cli.plan import show
+from das_gpu.errors import UsageError
+
+if TYPE_CHECKING:
+    from das_gpu.recipe import Recipe
+    from das_gpu.run import Progress, Summary
+
+
+def extract(
+    source: str,
+    out: str,
+    /,
+    *,
+    options: RecipeOptions | None = None,
+    backend: Annotated[
+        Literal["auto", "cpu", "gpu"],
+        option(RUNNING, "Where to compute. [default: auto]"),
+    ] = "auto",
+    workers: Annotated[
+        int | None,
+        option(RUNNING, "Compute threads. [default: one per processor]", metavar="N"),
+    ] = None,
+    on_missing: Annotated[
+        Literal["skip", "error", "fill"],
+        option(
+            RUNNING,
+            "A lost chunk: skip its tiles, stop, or count its channels as dead. [default: skip]",
+        ),
+    ] = "skip",
+    segment_minutes: Annotated[
+        float | None,
+        option(
+            RUNNING, "Unit of resume. [default: that of the run in OUT, else 15]", metavar="MINUTES"
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, option(RUNNING, "Delete the run that OUT holds and start over.")
+    ] = False,
+    dry_run: Annotated[
+        bool, option(RUNNING, "Show the plan only, as `das-gpu plan` does.")
+    ] = False,
+    output: OutputOptions | None = None,
+) -> int:
+    """Turn an archive into images and a manifest; the same command again does what is missing.
+
+    Example: das-gpu extract demo: images --start 2021-11-01T23:11:30 --format png16
+
+    Parameters
+    ----------
+    source
+        A folder, an https:// address of Azure Blob Storage, az://, s3://, gs://, or demo:.
+    out
+        Folder for the images, made when it is not there.
+    """
+    as_json = (output or OutputOptions()).json
+    options = options or RecipeOptions()
+    if dry_run:
+        return show(source, options, segment_minutes, as_json=as_json)
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers {workers} leaves nobody to compute: give at least 1.")
+    recipe = options.recipe()
+    resolve_demo(source)
+    from das_gpu import run
+
+    notes = _announce(source, recipe, backend, segment_minutes)
+    with console.progress_bar("extracting") as bar:
+        summary = run.extract(
+            source,
+            out,
+            recipe,
+            backend=backend,
+            workers=workers,
+            segment_minutes=segment_minutes,
+            on_missing=on_missing,
+            overwrite=overwrite,
+            on_progress=lambda progress: _show(bar, progress),
+        )
+    for note in summary.notes:
+        if note not in notes:
+            console.say(f"note: {note}")
+    for line in summary_lines(summary, out):
+        console.say(line)
+    if as_json:
+        console.write_json(_facts(summary, out))
+    return summary.exit_code
+
+
+def _announce(
+    source: str, recipe: Recipe, backend: str, segment_minutes: float | None
+) -> tuple[str, ...]:
+    """Say what a user should know before the run starts; return the notes that were said."""
+    from das_gpu import backends, run
+
+    minutes = run.SEGMENT_MINUTES if segment_minutes is None else segment_minutes
+    _, plan = run.prepare(source, recipe, segment_minutes=minutes)
+    for note in plan.notes:
+        console.say(f"note: {note}")
+    selected = backends.select(backend, 1)
+    console.say(f"Computing on the {selected.backend.kind.upper()}, {selected.reason}.")
+    return plan.notes
+
+
+def _show(bar: console.ProgressBar, progress: Progress) -> None:
+    """Draw where a run stands."""
+    left = progress.remaining_s
+    rate = f"{progress.tiles_per_s:.1f} tiles/s" if progress.done_tiles else "starting"
+    detail = f"{progress.done_tiles}/{progress.total_tiles} tiles, {rate}"
+    if left is not None:
+        detail += f", {console.duration_text(round(left))} left"
+    bar.update(progress.done_tiles, progress.total_tiles, detail)
+
+
+def summary_lines(summary: Summary, out: str) -> list[str]:
+    """What a run came to, for people: counts, what to do about the rest, where things are."""
+    out = out.rstrip("/") or "/"
+    total = sum(summary.tiles.values())
+    lost = {name: summary.tiles.get(name, 0) for name in ("missing", "corrupt", "error")}
+    counts = ", ".join(f"{number} {name}" for name, number in summary.tiles.items() if number)
+    lines = []
+    if summary.finished_before:
+        lines.append(f"Nothing to do: {out} holds this run, finished ({counts}).")
+    else:
+        lines.append(
+            f"{summary.images} images of {total} tiles ({counts}); {summary.made} made in "
+            f"{summary.seconds:.1f} s, {_tiles_per_s(summary):.1f} tiles/s."
+        )
+    if any(lost.values()):
+        named = ", ".join(f"{number} {name}" for name, number in lost.items() if number)
+        lines.append(
+            f"Not delivered: {named}. The same command tries these again; the reasons are in "
+            f"{out}/undelivered.jsonl."
+        )
+    if gaps := summary.tiles.get("gap", 0):
+        lines.append(
+            f"{gaps} tiles lie across a gap in the recording and make no image; they are listed "
+            f"in {out}/undelivered.jsonl."
+        )
+    if summary.images:
+        lines.append(f"Images: {out}/images; manifest: {out}/metadata.jsonl.")
+    return lines
+
+
+def _tiles_per_s(summary: Summary) -> float:
+    return summary.made / summary.seconds if summary.seconds > 0 else 0.0
+
+
+def _facts(summary: Summary, out: str) -> dict[str, Any]:
+    """The same for machines."""
+    return {
+        **asdict(summary),
+        "tiles": dict(summary.tiles),
+        "notes": list(summary.notes),
+        "out": out,
+        "images": summary.images,
+        "tiles_per_s": _tiles_per_s(summary),
+        "finished_before": summary.finished_before,
+        "exit_code": summary.exit_code,
+    }

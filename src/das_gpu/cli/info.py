@@ -1,0 +1,110 @@
+"""``das-gpu info``: what an archive holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from das_gpu.cli import console
+from das_gpu.cli.options import ArchiveOptions, OutputOptions, resolve_demo
+
+if TYPE_CHECKING:
+    from das_gpu.archive import Archive
+
+
+def info(
+    source: str,
+    /,
+    *,
+    options: ArchiveOptions | None = None,
+    output: OutputOptions | None = None,
+) -> int:
+    """Show what an archive holds; its metadata and the ends of its time axis are read.
+
+    Example: das-gpu info recording.zarr
+
+    Parameters
+    ----------
+    source
+        A folder, an https:// address of Azure Blob Storage, az://, s3://, gs://, or demo:.
+    """
+    from das_gpu.archive import open_archive
+    from das_gpu.run import resolve_source
+
+    recipe = (options or ArchiveOptions()).recipe()
+    resolve_demo(source)
+    facts = describe(open_archive(resolve_source(source), recipe.archive))
+    if (output or OutputOptions()).json:
+        console.write_json(facts)
+    else:
+        console.write_table(_rows(facts))
+    return 0
+
+
+def describe(archive: Archive) -> dict[str, Any]:
+    """Facts about an archive by name, units in the names, ready for JSON."""
+    from das_gpu.archive import iso_time
+
+    found = archive.acquisition
+    itemsize = archive.data.dtype.itemsize
+    return {
+        "location": str(archive.location),
+        "zarr_format": _zarr_format(archive),
+        "data": archive.data.name,
+        "time": archive.time.name,
+        "counter": None if archive.count is None else archive.count.name,
+        "quality": [variable.name for variable, _ in archive.quality],
+        "channels": found.n_channels,
+        "samples": found.n_samples,
+        "stored_dims": list(found.dims),
+        "dtype": found.dtype,
+        "chunk_channels": found.chunk_shape[0],
+        "chunk_samples": found.chunk_shape[1],
+        "codec": found.codec,
+        "sampling_rate_hz": found.sampling_rate_hz,
+        "sampling_rate_origin": found.sampling_rate_origin,
+        "channel_spacing_m": found.channel_spacing_m,
+        "channel_spacing_origin": found.channel_spacing_origin,
+        "first_time": iso_time(found.start_ns),
+        "last_time": iso_time(found.last_ns),
+        "duration_s": (found.last_ns - found.start_ns) / 1e9,
+        "decoded_bytes": found.n_channels * found.n_samples * itemsize,
+    }
+
+
+def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    cable_m = facts["channel_spacing_m"] * (facts["channels"] - 1)
+    spacing = f"{facts['channel_spacing_m']:g} m ({facts['channel_spacing_origin']})"
+    return [
+        ("archive", f"{facts['location']} (Zarr format {facts['zarr_format']})"),
+        ("samples", f"{facts['data']} ({', '.join(facts['stored_dims'])}), {facts['dtype']}"),
+        ("times", facts["time"]),
+        ("sample counter", facts["counter"] or "none"),
+        ("quality", ", ".join(facts["quality"]) or "none"),
+        ("shape", f"{facts['channels']:,} channels x {facts['samples']:,} samples"),
+        (
+            "chunks",
+            f"{facts['chunk_channels']:,} x {facts['chunk_samples']:,}, {facts['codec']}",
+        ),
+        ("sampling rate", f"{facts['sampling_rate_hz']:g} Hz ({facts['sampling_rate_origin']})"),
+        (
+            "channel spacing",
+            f"{spacing}, {cable_m / 1000:.3f} km of cable",
+        ),
+        ("first sample", facts["first_time"]),
+        ("last sample", facts["last_time"]),
+        ("duration", console.duration_text(facts["duration_s"])),
+        ("decoded size", console.bytes_text(facts["decoded_bytes"])),
+    ]
+
+
+def _zarr_format(archive: Archive) -> int:
+    """3 where the group has the metadata file of format 3, else 2."""
+    import obstore
+
+    from das_gpu.locations import open_store
+
+    try:
+        obstore.head(open_store(archive.location), "zarr.json")
+    except FileNotFoundError:
+        return 2
+    return 3

@@ -1,0 +1,164 @@
+"""``das-gpu plan``: what a run would read and make."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from das_gpu.cli import console
+from das_gpu.cli.options import RUNNING, OutputOptions, RecipeOptions, option, resolve_demo
+
+if TYPE_CHECKING:
+    from das_gpu.archive import Archive
+    from das_gpu.plan import Plan
+
+
+def plan(
+    source: str,
+    /,
+    *,
+    options: RecipeOptions | None = None,
+    segment_minutes: Annotated[
+        float | None,
+        option(RUNNING, "Unit of resume. [default: 15]", metavar="MINUTES"),
+    ] = None,
+    output: OutputOptions | None = None,
+) -> int:
+    """Show what a run would read and make; no sample is read and nothing is written.
+
+    Example: das-gpu plan recording.zarr --channels 10000::5
+
+    Parameters
+    ----------
+    source
+        A folder, an https:// address of Azure Blob Storage, az://, s3://, gs://, or demo:.
+    """
+    return show(
+        source,
+        options or RecipeOptions(),
+        segment_minutes,
+        as_json=(output or OutputOptions()).json,
+    )
+
+
+def show(
+    source: str, options: RecipeOptions, segment_minutes: float | None, *, as_json: bool
+) -> int:
+    """Plan a run and write what it would read and make to stdout."""
+    from das_gpu.run import SEGMENT_MINUTES, prepare
+
+    recipe = options.recipe()
+    resolve_demo(source)
+    archive, planned = prepare(
+        source,
+        recipe,
+        segment_minutes=SEGMENT_MINUTES if segment_minutes is None else segment_minutes,
+    )
+    facts = describe(archive, planned)
+    if as_json:
+        console.write_json(facts)
+    else:
+        console.write_table(_rows(facts))
+    return 0
+
+
+def describe(archive: Archive, plan: Plan) -> dict[str, Any]:
+    """Facts about a plan by name, units in the names, ready for JSON."""
+    from das_gpu.archive import iso_time
+
+    first_ns, last_ns = _limits_ns(archive, plan)
+    rate_hz = plan.acquisition.sampling_rate_hz
+    chunk_bytes = archive.data.chunk_nbytes
+    return {
+        "tiles": plan.n_tiles,
+        "rows": plan.rows,
+        "bands": plan.bands,
+        "tile_channels": plan.band_channels,
+        "tile_samples": plan.tile_samples,
+        "segments": plan.n_segments,
+        "rows_per_segment": plan.rows_per_segment,
+        "halo_before_s": plan.halo_before / rate_hz,
+        "halo_after_s": plan.halo_after / rate_hz,
+        "common_mode": plan.common_mode,
+        "decoded_bytes": plan.chunk_reads * chunk_bytes,
+        "requests": plan.chunk_reads + _axis_reads(archive, plan),
+        "read_amplification": plan.read_amplification,
+        "memory_bytes": memory_bytes(archive, plan),
+        "first_tile_time": iso_time(first_ns),
+        "last_tile_end": iso_time(last_ns),
+        "unused_channels": plan.unused_channels,
+        "unused_samples": plan.unused_samples,
+        "notes": list(plan.notes),
+        "recipe_digest": plan.recipe.digest,
+    }
+
+
+def memory_bytes(archive: Archive, plan: Plan) -> int:
+    """Estimate of what a run on the CPU holds at once, beyond the program itself.
+
+    The ring (kept channels x its capacity), two chunk buffers for each loader (as stored,
+    which is at most as large as decoded, and decoded), and for one row of tiles the analytic
+    signal (complex) and its envelope (real) in the recipe's precision::
+
+        kept * capacity * held + loaders * 2 * chunk + kept * tile_samples * 3 * real
+    """
+    import numpy as np
+
+    from das_gpu.run import default_loaders, default_workers
+    from das_gpu.stream import held_dtype, ring_capacity
+
+    ring = plan.kept_channels * ring_capacity(plan) * held_dtype(plan).itemsize
+    chunks = 2 * default_loaders(archive, default_workers()) * archive.data.chunk_nbytes
+    real = np.dtype(plan.recipe.compute.dtype).itemsize
+    return ring + chunks + plan.kept_channels * plan.tile_samples * 3 * real
+
+
+def _axis_reads(archive: Archive, plan: Plan) -> int:
+    """Requests for the time axis and its companions, over all segments."""
+    variables = [archive.time, *(variable for variable, _ in archive.quality)]
+    if archive.count is not None:
+        variables.append(archive.count)
+    sizes = [variable.chunk_shape[0] for variable in variables]
+    reads = [segment.read for segment in plan.segments()]
+    return sum(-(-read.t1 // size) - read.t0 // size for read in reads for size in sizes)
+
+
+def _limits_ns(archive: Archive, plan: Plan) -> tuple[int, int]:
+    """Time of the first tile's first sample, and the end of the last tile.
+
+    Off the time axis where it can be read, else counted from the record's start.
+    """
+    from das_gpu.errors import ChunkError
+
+    period_ns = 1e9 / plan.acquisition.sampling_rate_hz
+    first = plan.sample_start
+    last = min(first + plan.rows * plan.tile_span, plan.acquisition.n_samples) - 1
+    limits = []
+    for sample, after in ((first, 0), (last, 1)):
+        try:
+            time_ns = int(archive.times_ns(sample, sample + 1)[0])
+        except ChunkError:
+            time_ns = plan.acquisition.start_ns + round(sample * period_ns)
+        limits.append(time_ns + round(after * period_ns))
+    return limits[0], limits[1]
+
+
+def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    median = "over the live channels" if facts["common_mode"] else "not over channels"
+    read = console.bytes_text(facts["decoded_bytes"])
+    rows = [
+        ("tiles", f"{facts['tiles']:,} = {facts['rows']:,} rows x {facts['bands']} bands"),
+        ("a tile", f"{facts['tile_channels']:,} channels x {facts['tile_samples']:,} samples kept"),
+        ("first tile", facts["first_tile_time"]),
+        ("last tile ends", facts["last_tile_end"]),
+        ("segments", f"{facts['segments']:,} of {facts['rows_per_segment']:,} rows"),
+        ("halo", f"{facts['halo_before_s']:g} s before, {facts['halo_after_s']:g} s after"),
+        ("common-mode median", median),
+        ("reading", f"{read} decoded, {facts['requests']:,} requests"),
+        ("amplification", f"{facts['read_amplification']:.3f} samples read per sample in tiles"),
+        ("memory", f"about {console.bytes_text(facts['memory_bytes'])}"),
+        (
+            "left over",
+            f"{facts['unused_channels']:,} kept channels, {facts['unused_samples']:,} samples",
+        ),
+    ]
+    return [*rows, *(("note", note) for note in facts["notes"])]
