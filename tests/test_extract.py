@@ -100,13 +100,18 @@ def test_either_dimension_order_gives_the_same_images(samples, undisturbed, tmp_
 
 @pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float64])
 def test_every_sample_type_is_read(samples, tmp_path, dtype):
-    offset = samples - 1_800_000  # fits int16 and is exact in float32
-    store = write_archive(tmp_path / "b.zarr", (offset // 4).astype(dtype), 200.0, CHUNKS)
-    same = write_archive(tmp_path / "c.zarr", offset // 4, 200.0, CHUNKS)
-    extract(store, tmp_path / "typed", small())
+    """Integers and floats differ in the rounding of the detrend only."""
+    offset = (samples - 1_800_000) // 4  # fits int16 and is exact in float32
+    typed = write_archive(tmp_path / "b.zarr", offset.astype(dtype), 200.0, CHUNKS)
+    same = write_archive(tmp_path / "c.zarr", offset, 200.0, CHUNKS)
+    extract(typed, tmp_path / "typed", small())
     extract(same, tmp_path / "int32", small())
     ours, theirs = images(tmp_path / "typed"), images(tmp_path / "int32")
-    assert all((ours[key] == theirs[key]).all() for key in theirs)
+    assert ours.keys() == theirs.keys()
+    for key, image in theirs.items():
+        difference = np.abs(ours[key].astype(int) - image)
+        assert difference.max() <= 1
+        assert np.mean(difference > 0) <= (0 if dtype is np.int16 else 0.01)
 
 
 def test_a_start_time_moves_the_grid_and_halos_reach_before_it(store, samples, tmp_path):
@@ -141,7 +146,8 @@ def test_the_folder_is_as_documented(undisturbed):
     assert first["distance_stop_m"] == pytest.approx(12 * 2.0419)
     assert (undisturbed / "undelivered.jsonl").read_text() == ""
     run = json.loads((undisturbed / "run.json").read_text())
-    assert run["identity"]["recipe"] == small(median__kind="channel").digest
+    assert run["recipe_digest"] == small(median__kind="channel").digest
+    assert run["identity"]["recipe"]["filter"]["low_hz"] == 14
 
 
 def test_pixels_invert_to_decibels_by_the_recorded_limits(store, tmp_path):
@@ -316,7 +322,7 @@ def test_a_rerun_does_the_missing_segments_and_keeps_the_segment_length(store, t
 def test_another_recipe_or_source_is_refused_and_the_difference_named(store, samples, tmp_path):
     extract(store, tmp_path / "out", small())
     before = files(tmp_path / "out")
-    with pytest.raises(IdentityError, match=r"selection\.bands.*3.*4"):
+    with pytest.raises(IdentityError, match=r"recipe\.tile\.bands: was 3, is 4"):
         extract(store, tmp_path / "out", small(tile__bands=4))
     other = write_archive(tmp_path / "b.zarr", samples[:, :5400], 200.0, CHUNKS)
     with pytest.raises(IdentityError, match="source"):
@@ -368,10 +374,12 @@ def test_loaders_wait_when_the_ring_is_full(store):
 
 
 MEMORY = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from das_gpu import Recipe, extract
 extract(sys.argv[1], sys.argv[2], Recipe().with_settings({"tile.bands": 2, "tile.seconds": 5}))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Not getrusage: its peak counts from before the exec, when the child was the test's process.
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 """
 
 

@@ -1,8 +1,7 @@
 """Acquisition + Recipe -> Plan of segments and tiles. Pure integers, no I/O.
 
-Every index is the archive's own. A tile row is one tile duration of all bands; a segment
-is a run of whole tile rows. A window is a tile row's core with its halos; it may reach
-beyond the record, where `stream` cuts it.
+Every index is the archive's own. A tile row is one tile duration of all bands, a segment a
+run of tile rows. A row's window is its core with halos; it may reach beyond the record.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Plan:
     selected_channels : int
         Channels (or whole groups of channels) that the step leaves of that range.
     rows, bands : int
-        Tile rows (time) and bands (distance); every pair of them is a tile.
+        Tile rows (time) and bands (distance); every pair is a tile.
     tile_samples, band_channels : int
         Kept samples and kept channels of a tile.
     halo_before, halo_after : int
@@ -182,8 +181,7 @@ class Plan:
     def read_amplification(self) -> float:
         """Samples decoded for each sample inside the tiles' own range of channels and time.
 
-        Above 1 because chunks are read whole, halos reach beyond tiles, and a chunk that two
-        segments need is read twice.
+        Above 1 because chunks are read whole, and twice when halos make two segments need one.
         """
         channels, samples = self.acquisition.chunk_shape
         c0, c1 = self.read_channels
@@ -215,14 +213,14 @@ def plan(
     *,
     segment_minutes: float = 15.0,
 ) -> Plan:
-    """Lay the tiles and segments of a recipe over a recording.
+    """Lay a recipe's tiles and segments over a recording.
 
     Parameters
     ----------
     acquisition : Acquisition
         The recording.
     recipe : Recipe
-        What to compute. Its start and stop times are not looked at here.
+        What to compute; its start and stop times are not looked at here.
     sample_range : (int, int), optional
         Archive samples ``[start, stop)`` that the start and stop times came to; the whole
         record by default.
@@ -263,7 +261,7 @@ def plan(
         )
     if segment_minutes <= 0:
         raise RecipeError(f"A segment of {segment_minutes:g} minutes is empty; give more than 0.")
-    tile_s = tile_samples * step / rate_hz
+    tile_minutes = tile_samples * step / rate_hz / 60
     draft = Plan(
         acquisition=acquisition,
         recipe=recipe,
@@ -279,7 +277,7 @@ def plan(
         halo_before=before,
         halo_after=after,
         common_mode=False,
-        rows_per_segment=min(rows, max(1, int(segment_minutes * 60 / tile_s + 1e-9))),
+        rows_per_segment=min(rows, max(1, int(segment_minutes / tile_minutes + 1e-9))),
         notes=(),
     )
     common_mode, median_note = _common_mode(draft)
@@ -293,15 +291,14 @@ def _band(recipe: Recipe, rate_hz: float) -> filters.BandPass:
     filter_rate_hz = rate_hz / step if before else rate_hz
     low, high = recipe.filter.low_hz, recipe.filter.high_hz
     if high >= filter_rate_hz / 2:
-        after_step = f" after keeping every {step}. sample" if before and step > 1 else ""
         raise RecipeError(
             f"The band {low:g}-{high:g} Hz reaches the Nyquist frequency of "
-            f"{filter_rate_hz / 2:g} Hz (sampling rate {filter_rate_hz:g} Hz{after_step}); "
+            f"{filter_rate_hz / 2:g} Hz, half the rate it is filtered at; "
             f"filter.high_hz must be below it."
         )
     band = filters.BandPass(low, high, recipe.filter.order, filter_rate_hz)
-    method = recipe.filter.method
     if not before:
+        method = recipe.filter.method
         rejection_db = filters.alias_rejection_db(band, step, method)
         if rejection_db < ALIAS_LIMIT_DB:
             largest = filters.largest_step(band, method, ALIAS_LIMIT_DB)
@@ -377,11 +374,9 @@ def _common_mode(draft: Plan) -> tuple[bool, tuple[str, ...]]:
     span_m = abs(draft.kept_distance_m(draft.kept_channels - 1) - draft.kept_distance_m(0))
     if span_m >= APERTURE_M:
         return True, ()
-    note = (
-        f"No common-mode median: the selected channels span {span_m / 1000:.2f} km, and below "
-        f"{APERTURE_M / 1000:g} km it would erase calls. Ask for it with --median channel."
-    )
-    return False, (note,)
+    what = f"No common-mode median: the selected channels span {span_m / 1000:.2f} km, and below"
+    why = f"{APERTURE_M / 1000:g} km it would erase calls. Ask for it with --median channel."
+    return False, (f"{what} {why}",)
 
 
 def _notes(draft: Plan) -> Iterator[str]:

@@ -212,8 +212,8 @@ class Recipe(BaseModel):
         return tomlkit.dumps(document)
 
     @property
-    def digest(self) -> str:
-        """SHA-256, in hex, of all that changes an image or its name, and of nothing else."""
+    def content(self) -> dict[str, Any]:
+        """All settings that change an image or its name, by table, and no other."""
         content = self.model_dump()
         del content["preset"]
         if self.selection.channel_step == 1:
@@ -223,7 +223,12 @@ class Recipe(BaseModel):
         if self.image.format == "npy":
             for key in ("scale", "resize", "height", "width", "orientation"):
                 del content["image"][key]
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return content
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, of `content`."""
+        text = json.dumps(self.content, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ class Summary:
     """What a run came to.
 
     ``tiles`` counts the tiles of the whole plan by status, earlier runs into the same folder
-    included; ``made`` counts those this call worked on.
+    included; ``made`` counts those this call worked on. ``notes`` are the plan's;
+    ``warnings`` name software or machines that changed since the run was begun.
     """
 
     out: str
@@ -69,7 +70,8 @@ class Summary:
     chunks: int
     backend: str
     backend_reason: str
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     @property
     def images(self) -> int:
@@ -134,6 +136,7 @@ def extract(
     segment_minutes: float | None = None,
     on_missing: OnMissing = "skip",
     overwrite: bool = False,
+    on_start: Callable[[Plan, Selected], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Turn an archive into images and a manifest.
@@ -157,6 +160,8 @@ def extract(
         A lost chunk loses its tiles, stops the run, or makes its channels dead.
     overwrite : bool
         Start over: remove the run that is in ``out``.
+    on_start : callable, optional
+        Told the plan and the chosen backend before the first sample is read.
     on_progress : callable, optional
         Told where the run stands after every tile row.
 
@@ -190,10 +195,12 @@ def extract(
     ledger = Ledger.open(
         sink,
         _identity(archive, plan, selected, segment_minutes, on_missing),
-        _header(source, recipe, selected, plan),
+        _header(recipe, selected, plan),
         overwrite=overwrite,
         n_segments=plan.n_segments,
     )
+    if on_start is not None:
+        on_start(plan, selected)
     run = _Run(archive, plan, selected, sink, ledger, on_missing, on_progress)
     with _single_threaded_blas(), ThreadPoolExecutor(1, "das-gpu-segment") as executor:
         return run.through(executor)
@@ -294,7 +301,7 @@ class _Run:
     def _summary(self) -> Summary:
         totals = self._ledger.publish()
         return Summary(
-            out=str(self._sink),
+            out=self._sink.location,
             tiles=totals.statuses,
             made=self._total_tiles,
             seconds=time.monotonic() - self._started,
@@ -302,7 +309,8 @@ class _Run:
             chunks=self._chunks,
             backend=self._selected.backend.kind,
             backend_reason=self._selected.reason,
-            notes=(*self._plan.notes, *self._ledger.warnings),
+            notes=self._plan.notes,
+            warnings=self._ledger.warnings,
         )
 
 
@@ -320,7 +328,7 @@ def _identity(
 ) -> dict[str, Any]:
     """All that two runs must share to be one run."""
     identity: dict[str, Any] = {
-        "recipe": plan.recipe.digest,
+        "recipe": plan.recipe.content,
         "algorithm": ALGORITHM_VERSION,
         "selection": plan.resolved(),
         "segment_minutes": segment_minutes,
@@ -337,15 +345,15 @@ def _identity(
     return identity
 
 
-def _header(source: str | Path, recipe: Recipe, selected: Selected, plan: Plan) -> dict[str, Any]:
-    """What else a reader of run.json wants to know."""
+def _header(recipe: Recipe, selected: Selected, plan: Plan) -> dict[str, Any]:
+    """What else run.json says: for readers, not for comparing."""
     import platform
     from datetime import UTC, datetime
     from importlib.metadata import version
 
     return {
-        "source": "demo:" if str(source) == "demo:" else None,
         "recipe": recipe.model_dump(mode="json"),
+        "recipe_digest": recipe.digest,
         "plan": {"tiles": plan.n_tiles, "segments": plan.n_segments, "notes": plan.notes},
         "backend": {"kind": selected.backend.kind, "reason": selected.reason},
         "versions": {

@@ -11,7 +11,8 @@ from das_gpu.cli.plan import show
 from das_gpu.errors import UsageError
 
 if TYPE_CHECKING:
-    from das_gpu.recipe import Recipe
+    from das_gpu.backends import Selected
+    from das_gpu.plan import Plan
     from das_gpu.run import Progress, Summary
 
 
@@ -71,7 +72,6 @@ def extract(
     resolve_demo(source)
     from das_gpu import run
 
-    notes = _announce(source, recipe, backend, segment_minutes)
     with console.progress_bar("extracting") as bar:
         summary = run.extract(
             source,
@@ -82,11 +82,11 @@ def extract(
             segment_minutes=segment_minutes,
             on_missing=on_missing,
             overwrite=overwrite,
+            on_start=_announce,
             on_progress=lambda progress: _show(bar, progress),
         )
-    for note in summary.notes:
-        if note not in notes:
-            console.say(f"note: {note}")
+    for warning in summary.warnings:
+        console.say(f"note: {warning}")
     for line in summary_lines(summary, out):
         console.say(line)
     if as_json:
@@ -94,19 +94,11 @@ def extract(
     return summary.exit_code
 
 
-def _announce(
-    source: str, recipe: Recipe, backend: str, segment_minutes: float | None
-) -> tuple[str, ...]:
-    """Say what a user should know before the run starts; return the notes that were said."""
-    from das_gpu import backends, run
-
-    minutes = run.SEGMENT_MINUTES if segment_minutes is None else segment_minutes
-    _, plan = run.prepare(source, recipe, segment_minutes=minutes)
+def _announce(plan: Plan, selected: Selected) -> None:
+    """Say what a user should know before the run starts."""
     for note in plan.notes:
         console.say(f"note: {note}")
-    selected = backends.select(backend, 1)
     console.say(f"Computing on the {selected.backend.kind.upper()}, {selected.reason}.")
-    return plan.notes
 
 
 def _show(bar: console.ProgressBar, progress: Progress) -> None:
@@ -159,6 +151,7 @@ def _facts(summary: Summary, out: str) -> dict[str, Any]:
         **asdict(summary),
         "tiles": dict(summary.tiles),
         "notes": list(summary.notes),
+        "warnings": list(summary.warnings),
         "out": out,
         "images": summary.images,
         "tiles_per_s": _tiles_per_s(summary),
