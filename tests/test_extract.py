@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -397,3 +399,33 @@ def test_peak_memory_is_flat_over_the_length_of_the_archive(tmp_path):
         peaks[times] = int(done.stdout)
     assert peaks[2] <= 1.1 * peaks[1]
     assert peaks[8] <= 1.1 * peaks[1]
+
+
+@pytest.fixture(scope="module")
+def long_store(tmp_path_factory) -> Path:
+    """Long enough that a signal meets a run in the middle."""
+    samples = np.tile(random_walk(400, 6000, seed=5), (1, 10))
+    return write_archive(tmp_path_factory.mktemp("long") / "a.zarr", samples, 200.0, (400, 3000))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_the_same_command_finishes_an_interrupted_run(long_store, tmp_path, sent):
+    arguments = ["--segment-minutes", "0.25", "--workers", "1", "--tile-seconds", "3"]
+    command = [sys.executable, "-m", "das_gpu", "extract", str(long_store)]
+    out = tmp_path / "out"
+    running = subprocess.Popen([*command, str(out), *arguments], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (out / "segments").is_dir() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    running.send_signal(sent)
+    _, said = running.communicate(timeout=60)
+    finished = len(list((out / "segments").glob("0*.jsonl")))
+    assert 0 < finished < 20
+    if sent == signal.SIGINT:
+        assert running.returncode == 130
+        assert "same command continues" in said
+    again = subprocess.run([*command, str(out), *arguments], capture_output=True, text=True)
+    assert again.returncode == 0
+    subprocess.run([*command, str(tmp_path / "whole"), *arguments], check=True, capture_output=True)
+    assert files(out) == files(tmp_path / "whole")
