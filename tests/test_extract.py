@@ -392,7 +392,7 @@ def test_peak_memory_is_flat_over_the_length_of_the_archive(tmp_path):
 
     peaks = {}
     for times in (1, 2, 8):
-        scene = Scene(channels=1500, seconds=30.0 * times, chunk_shape=(1500, 1000))
+        scene = Scene(channels=1500, seconds=45.0 * times, chunk_shape=(1500, 3000))
         path = simulate(tmp_path / f"{times}.zarr", scene)
         command = [sys.executable, "-c", MEMORY, str(path), str(tmp_path / f"out{times}")]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
