@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from das_gpu.archive import Archive, iso_time, open_archive
+from das_gpu.archive import Archive, open_archive
 from das_gpu.errors import (
     AccessDeniedError,
     ChunkCorruptError,
@@ -32,6 +32,7 @@ from das_gpu.errors import (
     UsageError,
 )
 from das_gpu.recipe import ArchiveSettings
+from das_gpu.timescale import iso_time
 from tests.azurite import Azurite, BlobServer, serve_blobs
 
 START_US = 1_635_808_274_834_000
@@ -102,6 +103,7 @@ def test_both_formats_consolidated_or_not(
     archive = open_archive(
         write(tmp_path / "a", zarr_format=zarr_format, consolidated=consolidated)
     )
+    assert archive.zarr_format == zarr_format
     found = archive.acquisition
     assert (found.shape, found.chunk_shape) == ((12, 250), (5, 60))
     assert found.dims == ("distance", "time")
@@ -476,7 +478,7 @@ def test_metadata_of_absurd_size_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "a")
-    monkeypatch.setattr("das_gpu.archive._MAX_METADATA_BYTES", 100)
+    monkeypatch.setattr("das_gpu.group._MAX_METADATA_BYTES", 100)
     with pytest.raises(SourceError, match="beyond 100 bytes is not read"):
         open_archive(path)
 

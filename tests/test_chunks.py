@@ -27,6 +27,7 @@ from zarr.codecs import (
 )
 
 from das_gpu.chunks import Series, StoredArray
+from das_gpu.codec import Codec
 from das_gpu.errors import AccessDeniedError, ChunkCorruptError, ChunkMissingError, SourceError
 from das_gpu.locations import parse_location
 from tests.azurite import serve_blobs
@@ -152,6 +153,15 @@ def test_keys_name_the_stored_objects(tmp_path: Path, how: dict[str, Any], key: 
     for index in ((3, 0), (0, 4), (-1, 0), (0,)):
         with pytest.raises(IndexError, match="has no chunk"):
             array.key(index)
+
+
+def test_an_encoding_that_is_not_plain_is_left_to_zarr(tmp_path: Path) -> None:
+    write(tmp_path, SAMPLES.astype(np.int32), 2, **V2_ODD["delta"])
+    stored = zarr.open_array(str(tmp_path / "a"), mode="r").metadata
+    codec = Codec.of(stored, np.dtype("<i4"))
+    assert codec.description == "delta(astype=<i4, dtype=<i4) zstd(checksum=False, level=1) <i4"
+    with pytest.raises(ValueError, match="are not plain"):
+        codec.decode(memoryview(b"x"), np.empty(CHUNKS, np.int32))
 
 
 def test_reading_says_how_many_bytes_were_fetched(tmp_path: Path) -> None:

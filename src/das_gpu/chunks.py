@@ -1,31 +1,28 @@
-"""One stored array's chunks: fetch, check, decode.
+"""One stored array, read chunk by chunk.
 
 Zarr's own array reads allocate afresh, copy once more and turn a missing chunk silently into
-fill values. Here the bytes are fetched raw, the frame's declared size is checked against the
-chunk's before anything is decoded, and numcodecs decodes straight into the caller's buffer.
+fill values. Here the bytes are fetched raw and decoded straight into the caller's buffer.
 Chunks that are not plain (filters, Fortran order, shards, rare codecs) go through Zarr's codec
 pipeline, more slowly, with the same errors.
-
-Frame layouts: Blosc 1 header (README_CHUNK_FORMAT of c-blosc), Zstandard (RFC 8878, 3.1.1.1),
-zlib and gzip (RFC 1950, 1952), LZ4 as numcodecs frames it (a little-endian 32-bit size first).
 """
 
 from __future__ import annotations
 
 import math
-import sys
 import threading
-import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from das_gpu.codec import Codec
 from das_gpu.errors import ChunkCorruptError, ChunkMissingError, SourceError
-from das_gpu.locations import Location, open_store, translate
+from das_gpu.locations import Location
+from das_gpu.store import open_store, translate
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -33,7 +30,6 @@ if TYPE_CHECKING:
 
 _CACHED_CHUNKS = 8
 _FRAME_SLACK = 1 << 20  # headers, indices and incompressible blocks of one object
-_Decoder = Callable[[memoryview, NDArray[np.uint8]], None]
 
 
 class StoredArray:
@@ -92,8 +88,8 @@ class StoredArray:
         self.fill_value: object | None = metadata.fill_value
         pairs = zip(self._shard_shape or self.chunk_shape, self.chunk_shape, strict=True)
         self._chunks_per_object = math.prod(shard // chunk for shard, chunk in pairs)
-        self.codec, self._decode, self._swapped = _codec(metadata, stored)
-        self.plain = self._decode is not None
+        self._codec = Codec.of(metadata, stored)
+        self.codec, self.plain = self._codec.description, self._codec.plain
 
     def __getstate__(self) -> tuple[str, Any, Location]:
         return self.name, self._metadata, self.location
@@ -169,16 +165,13 @@ class StoredArray:
                 f"out must be C-contiguous {self.chunk_shape} {self.dtype}, "
                 f"not {out.shape} {out.dtype}"
             )
-        if self._decode is None:
+        if not self.plain:
             return self._read_through_zarr(index, key, out)
         body = self._fetch(key)
-        flat = out.reshape(-1).view(np.uint8)
         try:
-            self._decode(body, flat)
-        except (ValueError, RuntimeError, zlib.error) as exc:
+            self._codec.decode(body, out)
+        except ValueError as exc:
             raise self._corrupt(key, str(exc)) from exc
-        if self._swapped:
-            flat.view(f"u{self.dtype.itemsize}").byteswap(inplace=True)
         return body.nbytes
 
     def __getitem__(self, item: Any) -> NDArray[Any]:
@@ -214,37 +207,35 @@ class StoredArray:
                 target.append(slice(start - low, stop - low))
             box[tuple(target)] = scratch[tuple(source)]
 
-    def _fetch(self, key: str) -> memoryview:
-        import obstore
+    @contextmanager
+    def _asking(self, key: str) -> Iterator[None]:
+        """Translate what the store raises when it is asked for an object."""
         from obstore.exceptions import BaseError
 
         try:
+            yield
+        except (FileNotFoundError, NotADirectoryError) as exc:
+            raise self._missing(key) from exc
+        except (BaseError, OSError) as exc:
+            raise translate(exc, self.location, key) from exc
+
+    def _fetch(self, key: str) -> memoryview:
+        import obstore
+
+        with self._asking(key):
             answer = obstore.get(self._store, key)
             self._check_stored_size(key, answer.meta["size"])
             return memoryview(answer.bytes())
-        except (FileNotFoundError, NotADirectoryError) as exc:
-            raise self._missing(key) from exc
-        except (BaseError, OSError) as exc:
-            raise translate(exc, self.location, key) from exc
-
-    def _stored_size(self, key: str) -> int:
-        import obstore
-        from obstore.exceptions import BaseError
-
-        try:
-            return int(obstore.head(self._store, key)["size"])
-        except (FileNotFoundError, NotADirectoryError) as exc:
-            raise self._missing(key) from exc
-        except (BaseError, OSError) as exc:
-            raise translate(exc, self.location, key) from exc
 
     def _read_through_zarr(self, index: tuple[int, ...], key: str, out: NDArray[Any]) -> int:
+        import obstore
         import zarr
         from obstore.exceptions import BaseError
         from zarr.storage import ObjectStore as ZarrStore
         from zarr.storage import StorePath
 
-        size = self._stored_size(key)
+        with self._asking(key):
+            size = int(obstore.head(self._store, key)["size"])
         self._check_stored_size(key, size)
         part = tuple(
             slice(i * c, min((i + 1) * c, n))
@@ -377,112 +368,3 @@ def _dims(
     if not isinstance(named, (list, tuple)) or len(named) != len(metadata.shape):
         return ()
     return tuple(str(dim) for dim in named) if all(named) else ()
-
-
-def _codec(
-    metadata: ArrayV2Metadata | ArrayV3Metadata, stored: np.dtype[Any]
-) -> tuple[str, _Decoder | None, bool]:
-    """Describe the encoding; the decoder when it is plain; True when bytes must be swapped."""
-    if metadata.zarr_format == 2:
-        filters, last = list(metadata.filters or ()), metadata.compressor
-        configs = [dict(one.get_config()) for one in (*filters, last) if one is not None]
-        text = " ".join(_step(config, "id") for config in configs) or "none"
-        plain = not filters and metadata.order == "C"
-        name = configs[-1]["id"] if configs else "none"
-        text += f" {stored.str}" + ("" if metadata.order == "C" else " order F")
-        return text, _DECODERS.get(name) if plain else None, not stored.isnative
-    chain: list[dict[str, Any]] = [dict(one.to_dict()) for one in metadata.codecs]
-    names = [str(one["name"]) for one in chain]
-    settings: list[dict[str, Any]] = [dict(one.get("configuration") or {}) for one in chain]
-    text = " ".join(
-        _step({**one, "name": n}, "name") for n, one in zip(names, settings, strict=True)
-    )
-    plain = names[:1] == ["bytes"] and len(names) <= 2
-    endian = settings[0].get("endian") or sys.byteorder
-    return text, _DECODERS.get((*names, "none")[1]) if plain else None, endian != sys.byteorder
-
-
-def _step(config: Mapping[str, Any], name: str) -> str:
-    rest = ", ".join(f"{key}={config[key]}" for key in sorted(config) if key != name)
-    return f"{config[name]}({rest})"
-
-
-def _check_size(found: int, expected: int, what: str) -> None:
-    if found != expected:
-        raise ValueError(f"{what} {found} bytes where the chunk has {expected}")
-
-
-def _decode_none(body: memoryview, out: NDArray[np.uint8]) -> None:
-    _check_size(body.nbytes, out.nbytes, "the object has")
-    out[:] = np.frombuffer(body, np.uint8)
-
-
-def _decode_blosc(body: memoryview, out: NDArray[np.uint8]) -> None:
-    from numcodecs import blosc
-
-    # The loaders are the parallelism; Blosc's own threads would only take turns with them.
-    blosc.use_threads = False
-    if body.nbytes < 16:
-        raise ValueError(f"{body.nbytes} bytes are too few for a Blosc frame")
-    _check_size(int.from_bytes(body[4:8], "little"), out.nbytes, "the Blosc frame declares")
-    declared = int.from_bytes(body[12:16], "little")
-    if declared != body.nbytes:
-        raise ValueError(f"the Blosc frame should have {declared} bytes and has {body.nbytes}")
-    blosc.decompress(body, out)
-
-
-def _decode_zstd(body: memoryview, out: NDArray[np.uint8]) -> None:
-    from numcodecs import zstd
-
-    declared = _zstd_content_size(body)
-    if declared is not None:
-        _check_size(declared, out.nbytes, "the zstd frame declares")
-    zstd.decompress(body, out)
-
-
-def _zstd_content_size(body: memoryview) -> int | None:
-    """Read the decoded size from the frame header; None when it declares none."""
-    if bytes(body[:4]) != b"\x28\xb5\x2f\xfd" or body.nbytes < 6:
-        raise ValueError("it does not begin with a zstd frame")
-    descriptor = body[4]
-    single_segment = descriptor >> 5 & 1
-    width = (single_segment, 2, 4, 8)[descriptor >> 6]
-    start = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
-    if not width:
-        return None
-    return int.from_bytes(body[start : start + width], "little") + (256 if width == 2 else 0)
-
-
-def _decode_lz4(body: memoryview, out: NDArray[np.uint8]) -> None:
-    from numcodecs import lz4
-
-    _check_size(int.from_bytes(body[:4], "little"), out.nbytes, "the LZ4 frame declares")
-    lz4.decompress(body, out)
-
-
-def _decode_zlib(body: memoryview, out: NDArray[np.uint8]) -> None:
-    _inflate(body, out, zlib.MAX_WBITS)
-
-
-def _decode_gzip(body: memoryview, out: NDArray[np.uint8]) -> None:
-    _inflate(body, out, zlib.MAX_WBITS | 16)
-
-
-def _inflate(body: memoryview, out: NDArray[np.uint8], wbits: int) -> None:
-    """One zlib or gzip stream; never holds more than the chunk's size and a byte."""
-    stream = zlib.decompressobj(wbits)
-    decoded = stream.decompress(body, out.nbytes + 1)
-    _check_size(len(decoded), out.nbytes, "the stream holds at least")
-    if not stream.eof:
-        raise ValueError("the stream ends too early")
-    out[:] = np.frombuffer(decoded, np.uint8)
-
-
-_DECODERS: dict[str, _Decoder] = {
-    "none": _decode_none,
-    "blosc": _decode_blosc,
-    "zstd": _decode_zstd,
-    "zlib": _decode_zlib,
-    "gzip": _decode_gzip,
-    "lz4": _decode_lz4,
-}

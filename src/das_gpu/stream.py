@@ -32,9 +32,13 @@ AXES = -1
 
 
 def ring_capacity(plan: Plan) -> int:
-    """Held samples of a ring: a window, the column it ends in, and one column of look-ahead."""
+    """Held samples of a ring: a window, the column it ends in, and one column of look-ahead.
+
+    Or all that a segment reads, where chunks are so long that this is less.
+    """
     column = -(-plan.acquisition.chunk_shape[1] // plan.hold_step)
-    return plan.window_span // plan.hold_step + 2 * column + 1
+    segment = (plan.rows_per_segment - 1) * plan.tile_span + plan.window_span
+    return min(plan.window_span // plan.hold_step + 2 * column + 1, segment // plan.hold_step)
 
 
 def held_dtype(plan: Plan) -> np.dtype[Any]:

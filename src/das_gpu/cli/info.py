@@ -42,13 +42,13 @@ def info(
 
 def describe(archive: Archive) -> dict[str, Any]:
     """Facts about an archive by name, units in the names, ready for JSON."""
-    from das_gpu.archive import iso_time
+    from das_gpu.timescale import iso_time
 
     found = archive.acquisition
     itemsize = archive.data.dtype.itemsize
     return {
         "location": str(archive.location),
-        "zarr_format": _zarr_format(archive),
+        "zarr_format": archive.zarr_format,
         "data": archive.data.name,
         "time": archive.time.name,
         "counter": None if archive.count is None else archive.count.name,
@@ -95,16 +95,3 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("duration", console.duration_text(facts["duration_s"])),
         ("decoded size", console.bytes_text(facts["decoded_bytes"])),
     ]
-
-
-def _zarr_format(archive: Archive) -> int:
-    """3 where the group has the metadata file of format 3, else 2."""
-    import obstore
-
-    from das_gpu.locations import open_store
-
-    try:
-        obstore.head(open_store(archive.location), "zarr.json")
-    except FileNotFoundError:
-        return 2
-    return 3

@@ -63,7 +63,7 @@ def show(
 
 def describe(archive: Archive, plan: Plan) -> dict[str, Any]:
     """Facts about a plan by name, units in the names, ready for JSON."""
-    from das_gpu.archive import iso_time
+    from das_gpu.timescale import iso_time
 
     first_ns, last_ns = _limits_ns(archive, plan)
     rate_hz = plan.acquisition.sampling_rate_hz

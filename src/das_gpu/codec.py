@@ -1,0 +1,170 @@
+"""What a chunk's encoding is, and decoding it into a caller's buffer.
+
+A frame's declared size is checked against the chunk's before anything is decoded: a few
+kilobytes can ask for a gigabyte.
+
+Frame layouts: Blosc 1 header (README_CHUNK_FORMAT of c-blosc), Zstandard (RFC 8878, 3.1.1.1),
+zlib and gzip (RFC 1950, 1952), LZ4 as numcodecs frames it (a little-endian 32-bit size first).
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from zarr.core.metadata import ArrayV2Metadata, ArrayV3Metadata
+
+_Decoder = Callable[[memoryview, NDArray[np.uint8]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """How the chunks of an array are encoded.
+
+    Attributes
+    ----------
+    description : str
+        Free of secrets; part of a run's identity.
+    """
+
+    description: str
+    _decoder: _Decoder | None
+    _swapped: bool
+
+    @classmethod
+    def of(cls, metadata: ArrayV2Metadata | ArrayV3Metadata, stored: np.dtype[Any]) -> Codec:
+        """Read the encoding of an array whose stored dtype is ``stored``."""
+        if metadata.zarr_format == 2:
+            filters, last = list(metadata.filters or ()), metadata.compressor
+            configs = [dict(one.get_config()) for one in (*filters, last) if one is not None]
+            text = " ".join(_step(config, "id") for config in configs) or "none"
+            text += f" {stored.str}" + ("" if metadata.order == "C" else " order F")
+            plain = not filters and metadata.order == "C"
+            name = configs[-1]["id"] if configs else "none"
+            return cls(text, _DECODERS.get(name) if plain else None, not stored.isnative)
+        chain: list[dict[str, Any]] = [dict(one.to_dict()) for one in metadata.codecs]
+        names = [str(one["name"]) for one in chain]
+        settings: list[dict[str, Any]] = [dict(one.get("configuration") or {}) for one in chain]
+        text = " ".join(
+            _step({**one, "name": n}, "name") for n, one in zip(names, settings, strict=True)
+        )
+        plain = names[:1] == ["bytes"] and len(names) <= 2
+        endian = settings[0].get("endian") or sys.byteorder
+        decoder = _DECODERS.get((*names, "none")[1]) if plain else None
+        return cls(text, decoder, endian != sys.byteorder)
+
+    @property
+    def plain(self) -> bool:
+        """True for one known compressor or none, no filters, C order: :meth:`decode` can do it."""
+        return self._decoder is not None
+
+    def decode(self, body: memoryview, out: NDArray[Any]) -> None:
+        """Decode a stored object into ``out``, a C-contiguous chunk in native byte order.
+
+        Raises
+        ------
+        ValueError
+            The object does not decode to the size of ``out``, or the encoding is not plain.
+        """
+        if self._decoder is None:
+            raise ValueError(f"chunks encoded as {self.description} are not plain")
+        flat = out.reshape(-1).view(np.uint8)
+        try:
+            self._decoder(body, flat)
+        except (RuntimeError, zlib.error) as exc:
+            raise ValueError(str(exc)) from exc
+        if self._swapped:
+            flat.view(f"u{out.itemsize}").byteswap(inplace=True)
+
+
+def _step(config: Mapping[str, Any], name: str) -> str:
+    rest = ", ".join(f"{key}={config[key]}" for key in sorted(config) if key != name)
+    return f"{config[name]}({rest})"
+
+
+def _check_size(found: int, expected: int, what: str) -> None:
+    if found != expected:
+        raise ValueError(f"{what} {found} bytes where the chunk has {expected}")
+
+
+def _decode_none(body: memoryview, out: NDArray[np.uint8]) -> None:
+    _check_size(body.nbytes, out.nbytes, "the object has")
+    out[:] = np.frombuffer(body, np.uint8)
+
+
+def _decode_blosc(body: memoryview, out: NDArray[np.uint8]) -> None:
+    from numcodecs import blosc
+
+    # The loaders are the parallelism; Blosc's own threads would only take turns with them.
+    blosc.use_threads = False
+    if body.nbytes < 16:
+        raise ValueError(f"{body.nbytes} bytes are too few for a Blosc frame")
+    _check_size(int.from_bytes(body[4:8], "little"), out.nbytes, "the Blosc frame declares")
+    declared = int.from_bytes(body[12:16], "little")
+    if declared != body.nbytes:
+        raise ValueError(f"the Blosc frame should have {declared} bytes and has {body.nbytes}")
+    blosc.decompress(body, out)
+
+
+def _decode_zstd(body: memoryview, out: NDArray[np.uint8]) -> None:
+    from numcodecs import zstd
+
+    declared = _zstd_content_size(body)
+    if declared is not None:
+        _check_size(declared, out.nbytes, "the zstd frame declares")
+    zstd.decompress(body, out)
+
+
+def _zstd_content_size(body: memoryview) -> int | None:
+    """Read the decoded size from the frame header; None when it declares none."""
+    if bytes(body[:4]) != b"\x28\xb5\x2f\xfd" or body.nbytes < 6:
+        raise ValueError("it does not begin with a zstd frame")
+    descriptor = body[4]
+    single_segment = descriptor >> 5 & 1
+    width = (single_segment, 2, 4, 8)[descriptor >> 6]
+    start = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
+    if not width:
+        return None
+    return int.from_bytes(body[start : start + width], "little") + (256 if width == 2 else 0)
+
+
+def _decode_lz4(body: memoryview, out: NDArray[np.uint8]) -> None:
+    from numcodecs import lz4
+
+    _check_size(int.from_bytes(body[:4], "little"), out.nbytes, "the LZ4 frame declares")
+    lz4.decompress(body, out)
+
+
+def _decode_zlib(body: memoryview, out: NDArray[np.uint8]) -> None:
+    _inflate(body, out, zlib.MAX_WBITS)
+
+
+def _decode_gzip(body: memoryview, out: NDArray[np.uint8]) -> None:
+    _inflate(body, out, zlib.MAX_WBITS | 16)
+
+
+def _inflate(body: memoryview, out: NDArray[np.uint8], wbits: int) -> None:
+    """One zlib or gzip stream; never holds more than the chunk's size and a byte."""
+    stream = zlib.decompressobj(wbits)
+    decoded = stream.decompress(body, out.nbytes + 1)
+    _check_size(len(decoded), out.nbytes, "the stream holds at least")
+    if not stream.eof:
+        raise ValueError("the stream ends too early")
+    out[:] = np.frombuffer(decoded, np.uint8)
+
+
+_DECODERS: dict[str, _Decoder] = {
+    "none": _decode_none,
+    "blosc": _decode_blosc,
+    "zstd": _decode_zstd,
+    "zlib": _decode_zlib,
+    "gzip": _decode_gzip,
+    "lz4": _decode_lz4,
+}
