@@ -416,7 +416,7 @@ def test_the_same_command_finishes_an_interrupted_run(long_store, tmp_path, sent
     out = tmp_path / "out"
     running = subprocess.Popen([*command, str(out), *arguments], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not (out / "segments").is_dir() and time.monotonic() < deadline:
+    while not list((out / "segments").glob("0*.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.01)
     running.send_signal(sent)
     _, said = running.communicate(timeout=60)
