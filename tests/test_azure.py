@@ -55,10 +55,10 @@ def test_a_blob_that_is_not_there_is_missing_and_one_cut_short_is_corrupt(azurit
 
 
 def test_a_private_container_is_denied_and_nothing_is_written(azurite, store, tmp_path):
-    azurite.create_container("private")
-    azurite.upload_folder(store, "private", "a.zarr")
+    azurite.create_container("closed")
+    azurite.upload_folder(store, "closed", "a.zarr")
     with pytest.raises((AccessDeniedError, SourceNotFoundError)):
-        extract(azurite.url("private", "a.zarr"), tmp_path / "out", RECIPE)
+        extract(azurite.url("closed", "a.zarr"), tmp_path / "out", RECIPE)
     assert not (tmp_path / "out").exists()
 
 
