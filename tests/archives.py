@@ -68,7 +68,7 @@ def random_walk(
 ) -> NDArray[np.int32]:
     """Counts near 1.8e6: a random walk per channel, a common mode, and slow swell and drift.
 
-    ``swell`` is the amplitude of the slow part relative to the in-band noise (about 20 counts).
+    ``swell`` is the amplitude of the slow part relative to the noise from 14 to 35 Hz, 120 counts.
     """
     random = np.random.default_rng(seed)
     walk = np.cumsum(random.normal(scale=60, size=(n_channels, n_samples)), axis=1)
@@ -78,6 +78,6 @@ def random_walk(
     slow = (
         np.sin(2 * np.pi * 0.12 * t + phase) + 0.5 * np.sin(2 * np.pi * 0.31 * t - phase) + t / 60
     )
-    walk += swell * 20 * slow
+    walk += swell * 120 * slow
     walk += random.normal(loc=1.8e6, scale=1e4, size=(n_channels, 1))
     return np.round(walk).astype(np.int32)

@@ -261,7 +261,7 @@ def plan(
         )
     if segment_minutes <= 0:
         raise RecipeError(f"A segment of {segment_minutes:g} minutes is empty; give more than 0.")
-    tile_minutes = tile_samples * step / rate_hz / 60
+    whole_rows = int(segment_minutes * 60 * rate_hz / (tile_samples * step) + 1e-9)
     draft = Plan(
         acquisition=acquisition,
         recipe=recipe,
@@ -277,7 +277,7 @@ def plan(
         halo_before=before,
         halo_after=after,
         common_mode=False,
-        rows_per_segment=min(rows, max(1, int(segment_minutes / tile_minutes + 1e-9))),
+        rows_per_segment=min(rows, max(1, whole_rows)),
         notes=(),
     )
     common_mode, median_note = _common_mode(draft)
@@ -318,8 +318,9 @@ def _channels(acquisition: Acquisition, recipe: Recipe) -> tuple[int, int, int]:
     c0 = selection.channel_start
     c1 = n if selection.channel_stop is None else selection.channel_stop
     if c0 >= n or c1 > n:
+        asked = "" if selection.channel_stop is None else c1
         raise RecipeError(
-            f"The channels {c0}:{c1} are outside the archive, which holds channels 0:{n}."
+            f"The channels {c0}:{asked} are outside the archive, which holds channels 0:{n}."
         )
     length, step = c1 - c0, selection.channel_step
     kept = length // step if selection.channel_reduce == "mean" else -(-length // step)
@@ -393,8 +394,5 @@ def _notes(draft: Plan) -> Iterator[str]:
             f"({draft.bands} bands of {draft.band_channels}) make no image."
         )
     if draft.unused_samples:
-        yield (
-            f"{draft.unused_samples} samples "
-            f"({draft.unused_samples / acquisition.sampling_rate_hz:.3f} s) "
-            f"beyond the last whole tile make no image."
-        )
+        length = f"{draft.unused_samples / acquisition.sampling_rate_hz:.3f} s"
+        yield f"{draft.unused_samples} samples ({length}) beyond the last tile make no image."
