@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import pytest
+import zarr
 
 from das_gpu import Recipe, extract, open_archive
 from das_gpu.backends.cpu import CpuBackend
@@ -281,6 +283,19 @@ def test_on_missing_fill_makes_the_channels_dead(samples, tmp_path):
     assert (dead[1800, 0], dead[1800, 12], dead[1800, 24]) == (0, 8, 8)
 
 
+def test_on_missing_fill_forgives_neither_a_jump_nor_a_lost_time_axis(samples, tmp_path):
+    times = clock_us(6000, 200.0)
+    times[2200:] += 40_000_000  # in tile 3, as the lost chunk
+    store = write_archive(tmp_path / "a.zarr", samples, 200.0, CHUNKS, times_us=times)
+    for row in range(3):
+        (store / "RawData" / f"{row}.3").unlink()
+    (store / "RawDataTime" / "7").unlink()  # samples 4900:5600, tiles 8 and 9
+    extract(store, tmp_path / "out", small(tile__bands=1), on_missing="fill")
+    expected = ["edge", "ok", "edge", "gap", "ok", "edge", "ok", "edge", "missing", "missing"]
+    assert statuses(tmp_path / "out") == expected
+    assert records(tmp_path / "out")[4]["dead_channels"] == 36
+
+
 def test_on_missing_error_stops_the_run(samples, tmp_path):
     store = lose(samples, tmp_path / "a.zarr", "RawData/1.3", "missing")
     with pytest.raises(SourceError, match=r"RawData/1\.3"):
@@ -429,3 +444,31 @@ def test_the_same_command_finishes_an_interrupted_run(long_store, tmp_path, sent
     assert again.returncode == 0
     subprocess.run([*command, str(tmp_path / "whole"), *arguments], check=True, capture_output=True)
     assert files(out) == files(tmp_path / "whole")
+
+
+# --- other encodings --------------------------------------------------------------------------
+
+ENCODINGS = {
+    "format 3, zstd": {"zarr_format": 3, "compressors": zarr.codecs.ZstdCodec()},
+    "format 3, sharded": {"zarr_format": 3, "shards": (32, 1400)},
+    "format 2, uncompressed": {"zarr_format": 2, "compressors": None},
+    "format 2, delta filter": {"zarr_format": 2, "filters": [numcodecs.Delta("<i4")]},
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_however_the_chunks_are_encoded_the_images_are_the_same(
+    samples, undisturbed, tmp_path, encoding
+):
+    """Plain encodings are decoded in place, others by Zarr's own pipeline."""
+    options = dict(ENCODINGS[encoding])
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=options.pop("zarr_format"))
+    data = group.create_array(
+        "RawData", shape=samples.shape, chunks=CHUNKS, dtype="<i4", fill_value=0, **options
+    )
+    data[...] = samples
+    group.create_array("RawDataTime", data=clock_us(6000, 200.0), chunks=(700,))
+    extract(tmp_path / "a.zarr", tmp_path / "out", small(median__kind="channel"))
+    ours, theirs = images(tmp_path / "out"), images(undisturbed)
+    assert ours.keys() == theirs.keys()
+    assert all((ours[key] == theirs[key]).all() for key in theirs)

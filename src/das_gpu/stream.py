@@ -23,7 +23,7 @@ from das_gpu.backends import Ring
 from das_gpu.errors import ChunkCorruptError, ChunkError, InterruptedRunError
 from das_gpu.model import RowWindow, Segment, Span, Status
 from das_gpu.plan import Plan
-from das_gpu.timeline import Lost, Timeline
+from das_gpu.timeline import Cuts, Lost, Timeline
 
 OnMissing = Literal["skip", "error", "fill"]
 
@@ -186,7 +186,7 @@ class SegmentStream:
         t1 = min(t0 + plan.tile_span, plan.acquisition.n_samples)
         cuts = self._timeline.cuts(max(0, w0), min(w1, plan.acquisition.n_samples))
         per_chunk = {
-            chunk_row: self._usable(row, [*cuts.lost, *self._lost(chunk_row, w0, w1)], cuts.jumps)
+            chunk_row: self._usable(row, cuts, self._lost(chunk_row, w0, w1))
             for chunk_row in self._chunk_rows
         }
         start_ns, end_ns = self._timeline.limits(t0, t1, plan.tile_span)
@@ -212,27 +212,26 @@ class SegmentStream:
             if chunk_row in self._state[column].lost
         ]
 
-    def _usable(self, row: int, lost: list[Lost], jumps: list[int]) -> Span:
-        """The usable samples of a row's window, as a span without channels."""
+    def _usable(self, row: int, cuts: Cuts, chunks: list[Lost]) -> Span:
+        """The usable samples of a row's window, as a span without channels.
+
+        ``chunks`` are the lost ones of the samples, which ``fill`` forgives; it does not forgive
+        a time axis that cannot be read.
+        """
         plan = self._plan
         w0, w1 = self._archive_window(row)
         t0 = w0 + plan.halo_before
         t1 = min(t0 + plan.tile_span, plan.acquisition.n_samples)
+        lost, jumps = [*cuts.lost, *chunks], cuts.jumps
         hit = [each for each in lost if each.start < t1 and each.stop > t0]
-        if hit:
-            worst = min(hit, key=lambda each: each.status.rank)
-            status = Status.OK if self._on_missing == "fill" else worst.status
-            return Span(0, 0, 0, 0, status, worst.reason)
+        filled = self._on_missing == "fill" and not any(each in cuts.lost for each in hit)
         inside = [jump for jump in jumps if t0 < jump < t1]
+        if hit and not (filled and inside):
+            worst = min(hit, key=lambda each: each.status.rank)
+            return Span(0, 0, 0, 0, Status.OK if filled else worst.status, worst.reason)
         if inside:
-            return Span(
-                0,
-                0,
-                0,
-                0,
-                Status.GAP,
-                f"the time axis jumps at sample {inside[0]}, inside the tile",
-            )
+            reason = f"the time axis jumps at sample {inside[0]}, inside the tile"
+            return Span(0, 0, 0, 0, Status.GAP, reason)
         low = max([0, w0, *(e.stop for e in lost if e.stop <= t0), *(j for j in jumps if j <= t0)])
         high = min(
             [
