@@ -28,6 +28,7 @@ def write_archive(
     times_us: NDArray[np.int64] | None = None,
     counter: NDArray[np.int64] | None = None,
     gps_status: NDArray[np.uint8] | None = None,
+    gps_bits: NDArray[np.uint8] | None = None,
     time_first: bool = False,
 ) -> Path:
     """Write samples (channel, sample) as a consolidated Zarr v2 group; return its path."""
@@ -55,6 +56,7 @@ def write_archive(
         "RawDataTime": clock_us(n_samples, rate_hz) if times_us is None else times_us,
         "RawDataSampleCount": counter,
         "GpsStatus": gps_status,
+        "GpBits": gps_bits,
     }
     for name, values in axis.items():
         if values is not None:

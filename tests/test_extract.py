@@ -17,6 +17,7 @@ import zarr
 
 from das_gpu import Recipe, extract, open_archive
 from das_gpu.backends.cpu import CpuBackend
+from das_gpu.chunks import StoredArray
 from das_gpu.errors import DestinationError, IdentityError, SourceError
 from das_gpu.run import Progress, prepare
 from das_gpu.segment import extract_segment
@@ -168,11 +169,13 @@ def test_pixels_invert_to_decibels_by_the_recorded_limits(store, tmp_path):
 
 
 def test_quality_is_the_or_of_the_status_bits_over_the_core(samples, tmp_path):
-    status = np.zeros(6000, np.uint8)
-    status[700], status[599], status[1800] = 4, 1, 2
-    store = write_archive(tmp_path / "a.zarr", samples, 200.0, CHUNKS, gps_status=status)
+    status, bits = np.zeros((2, 6000), np.uint8)
+    status[700], status[599], status[1800], bits[1801] = 4, 1, 2, 2
+    store = write_archive(
+        tmp_path / "a.zarr", samples, 200.0, CHUNKS, gps_status=status, gps_bits=bits
+    )
     extract(store, tmp_path / "out", small(tile__bands=1))
-    assert [r["quality"] for r in records(tmp_path / "out")] == [1, 4, 0, 2, 0, 0, 0, 0, 0, 0]
+    assert [r["quality"] for r in records(tmp_path / "out")] == [1, 4, 0, 2 + 512, 0, 0, 0, 0, 0, 0]
 
 
 # --- gaps -------------------------------------------------------------------------------------
@@ -202,12 +205,21 @@ def test_a_jump_on_a_tile_boundary_loses_nothing(samples, tmp_path, axis):
 
 def test_a_jittering_clock_and_a_counter_that_was_never_set_are_no_jumps(samples, tmp_path):
     times = clock_us(6000, 200.0) + np.random.default_rng(1).integers(-1, 2, 6000)
-    counter = np.zeros(6000, np.int64)
+    counter = np.full(6000, 7)
     store = write_archive(
         tmp_path / "a.zarr", samples, 200.0, CHUNKS, times_us=times, counter=counter
     )
     extract(store, tmp_path / "out", small(tile__bands=1))
     assert "gap" not in statuses(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("step_us", "status"), [(2400, "ok"), (2600, "gap"), (-2600, "gap")])
+def test_a_jump_is_a_step_off_by_more_than_half_a_sample(samples, tmp_path, step_us, status):
+    times = clock_us(6000, 200.0)
+    times[3300:] += step_us
+    store = write_archive(tmp_path / "a.zarr", samples, 200.0, CHUNKS, times_us=times)
+    extract(store, tmp_path / "out", small(tile__bands=1))
+    assert statuses(tmp_path / "out")[5] == status
 
 
 def test_a_halo_cut_at_a_jump_is_filled_by_odd_reflection(samples, tmp_path):
@@ -355,6 +367,42 @@ def test_a_folder_that_holds_something_else_is_left_alone(store, tmp_path):
     with pytest.raises(DestinationError, match="something else"):
         extract(store, tmp_path / "out", small())
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def refuse(monkeypatch, column: int) -> None:
+    """Let reading one column of chunks fail for another reason than the chunk."""
+    read = StoredArray.read
+
+    def failing(self, index, out):
+        if self.name == "RawData" and index[1] == column:
+            raise SourceError("the store is gone")
+        return read(self, index, out)
+
+    monkeypatch.setattr(StoredArray, "read", failing)
+
+
+def test_a_segment_whose_source_fails_is_in_error_and_the_others_are_made(
+    store, tmp_path, monkeypatch
+):
+    """Segments of 2 rows, 1200 samples; column 4 of 700 samples lies in the third only."""
+    with monkeypatch.context() as patched:
+        refuse(patched, 4)
+        summary = extract(store, tmp_path / "out", small(filter__halo_s=0), segment_minutes=0.1)
+    assert summary.exit_code == 3
+    by_row = statuses(tmp_path / "out")[::3]
+    assert by_row == ["ok"] * 4 + ["error"] * 2 + ["ok"] * 4
+    assert lines(tmp_path / "out" / "undelivered.jsonl")[0]["reason"] == "the store is gone"
+    again = extract(store, tmp_path / "out", small(filter__halo_s=0))
+    assert (again.exit_code, again.made, again.images) == (0, 6, 30)
+
+
+def test_a_rerun_whose_source_fails_keeps_what_was_delivered(samples, tmp_path, monkeypatch):
+    store = lose(samples, tmp_path / "a.zarr", "RawData/1.3", "missing")
+    extract(store, tmp_path / "out", small())
+    before = files(tmp_path / "out")
+    refuse(monkeypatch, 4)
+    assert extract(store, tmp_path / "out", small()).exit_code == 3
+    assert files(tmp_path / "out") == before
 
 
 # --- what it costs ----------------------------------------------------------------------------
