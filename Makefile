@@ -16,7 +16,7 @@ MADE := $(VENV)/.made
 INSTALLED := $(VENV)/.installed
 TESTABLE := $(VENV)/.testable
 AZURITE := node_modules/.installed
-CHECKED := src tests bench
+CHECKED := src tests bench docs
 
 .PHONY: help demo test test-fast lint format bench constraints clean
 .DEFAULT_GOAL := help

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -153,6 +154,12 @@ def test_the_folder_is_as_documented(undisturbed):
     run = json.loads((undisturbed / "run.json").read_text())
     assert run["recipe_digest"] == small(median__kind="channel").digest
     assert run["identity"]["recipe"]["filter"]["low_hz"] == 14
+
+
+def test_every_image_is_vouched_for_by_its_hash(undisturbed):
+    for record in lines(undisturbed / "metadata.jsonl"):
+        data = (undisturbed / record["file_name"]).read_bytes()
+        assert record["sha256"] == hashlib.sha256(data).hexdigest()
 
 
 def test_pixels_invert_to_decibels_by_the_recorded_limits(store, tmp_path):
