@@ -13,7 +13,9 @@ from typing import Any
 
 import numcodecs
 import numpy as np
+import PIL
 import pytest
+import scipy
 import zarr
 
 from das_gpu import Recipe, extract, open_archive
@@ -153,7 +155,21 @@ def test_the_folder_is_as_documented(undisturbed):
     assert (undisturbed / "undelivered.jsonl").read_text() == ""
     run = json.loads((undisturbed / "run.json").read_text())
     assert run["recipe_digest"] == small(median__kind="channel").digest
+    assert set(run["identity"]) == {
+        "recipe", "algorithm", "selection", "segment_minutes", "format", "backend", "on_missing",
+        "source",
+    }  # fmt: skip
     assert run["identity"]["recipe"]["filter"]["low_hz"] == 14
+    assert run["versions"].keys() >= {"python", "numpy", "scipy", "pillow"}
+
+
+def test_the_notebooks_pixels_belong_to_the_versions_that_drew_them(store, tmp_path):
+    extract(store, tmp_path, Recipe.from_preset("notebook").with_settings(SMALL))
+    identity = json.loads((tmp_path / "run.json").read_text())["identity"]
+    assert (identity["pillow"], identity["scipy"]) == (
+        PIL.__version__.partition(".")[0],
+        scipy.__version__.partition(".")[0],
+    )
 
 
 def test_every_image_is_vouched_for_by_its_hash(undisturbed):

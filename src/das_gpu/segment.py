@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from das_gpu.archive import Archive
-from das_gpu.backends import Backend
+from das_gpu.backends import Backend, Ring
 from das_gpu.errors import InterruptedRunError
 from das_gpu.model import RowWindow, Segment, Span, Status, Tile, TileRecord
 from das_gpu.plan import Plan
@@ -116,7 +116,7 @@ def failed_records(plan: Plan, number: int, reason: str) -> list[TileRecord]:
 
 
 def _row(
-    processor: Processor, ring: Any, row: RowWindow, stream: SegmentStream
+    processor: Processor, ring: Ring, row: RowWindow, stream: SegmentStream
 ) -> list[TileResult | None]:
     """The row's results; None for all when no channel of it can be used."""
     if all(span.v1 <= span.v0 and not span.status.delivered for span in row.spans):
