@@ -18,7 +18,6 @@ CONDA: dict[str, Any] = yaml.safe_load((REPOSITORY / "environment.yml").read_tex
 
 CONDA_NAMES = {
     "dask": ("dask", "distributed"),
-    "isal": ("python-isal",),
     "cupy-cuda12x": ("cupy",),
     "cupy-cuda13x": ("cupy",),
     "rmm-cu12": ("rmm",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -22,16 +22,6 @@ shapes = st.tuples(st.integers(1, 300), st.integers(1, 300))
 depths = st.sampled_from([np.uint8, np.uint16])
 
 
-@pytest.fixture(params=["isal", "pillow"])
-def compressor(request, monkeypatch):
-    """Both ways to write a PNG; without isal Pillow does it."""
-    if request.param == "pillow":
-        monkeypatch.setitem(sys.modules, "isal", None)
-    else:
-        pytest.importorskip("isal")
-    return request.param
-
-
 def decode(data):
     """Pixels as Pillow reads them, in the depth they were written in."""
     with Image.open(io.BytesIO(data)) as image:
@@ -47,7 +37,7 @@ def noise(shape, dtype, seed=0):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (3, 2), (256, 256), (117, 300)])
-def test_png_decodes_to_the_same_pixels_and_depth(compressor, dtype, shape):
+def test_png_decodes_to_the_same_pixels_and_depth(dtype, shape):
     pixels = noise(shape, dtype)
 
     decoded = decode(render.encode_png(pixels))
@@ -72,19 +62,8 @@ def test_png_of_noise_of_any_shape(seed, shape, dtype):
     np.testing.assert_array_equal(decode(render.encode_png(pixels)), pixels)
 
 
-@given(data=st.data(), shape=st.tuples(st.integers(1, 20), st.integers(1, 20)), dtype=depths)
-def test_the_pillow_fallback_writes_the_same_pixels(data, shape, dtype):
-    pixels = data.draw(hnp.arrays(dtype, shape))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "isal", None)
-        fallback = render.encode_png(pixels)
-
-    np.testing.assert_array_equal(decode(fallback), pixels)
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_png_does_not_depend_on_memory_layout_or_byte_order(compressor, dtype):
+def test_png_does_not_depend_on_memory_layout_or_byte_order(dtype):
     pixels = noise((40, 30), dtype)
     expected = render.encode_png(pixels)
 
@@ -105,13 +84,13 @@ def test_opencv_reads_the_same_pixels(dtype):
     np.testing.assert_array_equal(cv2.imdecode(data, cv2.IMREAD_UNCHANGED), pixels)
 
 
-def test_the_fast_writer_is_not_the_fallback(monkeypatch):
-    pytest.importorskip("isal")
-    pixels = noise((64, 64), np.uint8)
-    fast = render.encode_png(pixels)
-    monkeypatch.setitem(sys.modules, "isal", None)
+def test_the_same_pixels_are_the_same_bytes_on_every_thread():
+    images = [noise((256, 256), np.uint8, seed) for seed in range(20)]
+    expected = [render.encode_png(image) for image in images]
 
-    assert render.encode_png(pixels) != fast
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            assert list(pool.map(render.encode_png, images)) == expected
 
 
 @pytest.mark.parametrize(
