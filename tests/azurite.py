@@ -179,9 +179,10 @@ def serve_blobs(answer: Callable[[str], bytes | int]) -> Iterator[BlobServer]:
             served.targets.append(self.path)
             served.headers.append({name.lower(): text for name, text in self.headers.items()})
             found = answer(key)
-            body = f"<Error><Code>Code{found}</Code></Error>".encode()
             if isinstance(found, bytes):
                 body = found
+            else:
+                body = f"<Error><Code>Code{found}</Code></Error>".encode()
             self.send_response(200 if isinstance(found, bytes) else found)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("ETag", '"1"')
@@ -195,8 +196,12 @@ def serve_blobs(answer: Callable[[str], bytes | int]) -> Iterator[BlobServer]:
         def log_message(self, *_: object) -> None:
             """Keep quiet."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        # Connections beyond the usual 5 in the queue would be tried again after a second.
+        request_queue_size = 128
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         served = BlobServer(f"http://127.0.0.1:{server.server_port}/account/container")
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
