@@ -394,14 +394,14 @@ def test_a_folder_that_holds_something_else_is_left_alone(store, tmp_path):
 
 def refuse(monkeypatch, column: int) -> None:
     """Let reading one column of chunks fail for another reason than the chunk."""
-    read = StoredArray.read
+    read = StoredArray.read_when_ready
 
-    def failing(self, index, out):
+    def failing(self, index, room):
         if self.name == "RawData" and index[1] == column:
             raise SourceError("the store is gone")
-        return read(self, index, out)
+        return read(self, index, room)
 
-    monkeypatch.setattr(StoredArray, "read", failing)
+    monkeypatch.setattr(StoredArray, "read_when_ready", failing)
 
 
 def test_a_segment_whose_source_fails_is_in_error_and_the_others_are_made(

@@ -25,9 +25,10 @@ from das_gpu.discover import (
 )
 from das_gpu.errors import UsageError
 from das_gpu.group import Group, read_group
-from das_gpu.locations import Location, parse_location
+from das_gpu.locations import Location
 from das_gpu.model import Acquisition
 from das_gpu.recipe import ArchiveSettings
+from das_gpu.store import Access
 from das_gpu.timescale import iso_time
 from das_gpu.view import lazy_dataset
 
@@ -43,6 +44,8 @@ class Archive:
     Attributes
     ----------
     location : Location
+    access : Access
+        How it is read.
     zarr_format : {2, 3}
     acquisition : Acquisition
         Shape, rate, spacing and times; axes are (channel, sample) whatever the stored order.
@@ -60,8 +63,11 @@ class Archive:
     ((1200, 200), dtype('int32'))
     """
 
-    def __init__(self, group: Group, settings: ArchiveSettings) -> None:
+    def __init__(
+        self, group: Group, settings: ArchiveSettings, access: Access | None = None
+    ) -> None:
         self.location = group.location
+        self.access = access or Access()
         self.zarr_format = group.zarr_format
         self._settings = settings
         recording = find_recording(group, settings.data, settings.time)
@@ -95,7 +101,7 @@ class Archive:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_archive, (self.location, self._settings)
+        return open_archive, (self.location, self._settings, self.access)
 
     def __repr__(self) -> str:
         return f"<Archive {self.location}: {self.data.name} {self.acquisition.shape}>"
@@ -197,7 +203,11 @@ class Archive:
         return lazy_dataset(self.data, self._clock, self.acquisition, self.fingerprint())
 
 
-def open_archive(source: str | Path | Location, settings: ArchiveSettings | None = None) -> Archive:
+def open_archive(
+    source: str | Path | Location,
+    settings: ArchiveSettings | None = None,
+    access: Access | None = None,
+) -> Archive:
     """Open a Zarr archive (format 2 or 3, consolidated or not).
 
     Parameters
@@ -206,6 +216,8 @@ def open_archive(source: str | Path | Location, settings: ArchiveSettings | None
         A folder or URL; see :func:`das_gpu.locations.parse_location`.
     settings : ArchiveSettings, optional
         Names, rate and spacing where the archive does not say them or says them wrong.
+    access : Access, optional
+        Credential, transport and patience with which the archive is read.
 
     Raises
     ------
@@ -222,8 +234,8 @@ def open_archive(source: str | Path | Location, settings: ArchiveSettings | None
     >>> acquisition.shape, acquisition.sampling_rate_hz
     ((1200, 6000), 200.0)
     """
-    location = source if isinstance(source, Location) else parse_location(source)
+    location = source if isinstance(source, Location) else (access or Access()).locate(source)
     if settings is None:
         settings = ArchiveSettings.model_validate({})
     asked = [name for name in (settings.data, settings.time) if name]
-    return Archive(read_group(location, asked), settings)
+    return Archive(read_group(location, asked, access), settings, access)

@@ -9,11 +9,10 @@ pipeline, more slowly, with the same errors.
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -21,26 +20,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from das_gpu.codec import Codec
-from das_gpu.errors import ChunkCorruptError, ChunkMissingError, SourceError
+from das_gpu.errors import ChunkCorruptError, ChunkMissingError, DasGpuError, SourceError
 from das_gpu.locations import Location
-from das_gpu.store import open_store, translate
+from das_gpu.store import Store
 
 if TYPE_CHECKING:
-    from obstore.store import ObjectStore
     from zarr.core.metadata import ArrayV2Metadata, ArrayV3Metadata
 
 _CACHED_CHUNKS = 8
 _FRAME_SLACK = 1 << 20  # headers, indices and incompressible blocks of one object
-
-
-_FILES = threading.local()
+_FETCHES = 2  # a chunk that cannot be decoded is fetched once more: it may be the wire's fault
 
 
 class StoredArray:
     """One Zarr array in a store, read chunk by chunk. Safe to call from several threads.
 
-    Pickling keeps the location and the metadata, never the store (it may hold a key); the store
-    is opened anew where the pickle is loaded.
+    A pickle holds no secret: the store is opened anew where it is loaded.
 
     Parameters
     ----------
@@ -48,10 +43,8 @@ class StoredArray:
         Key prefix of the array below the location: its name in the group.
     metadata : zarr ArrayV2Metadata or ArrayV3Metadata
         As Zarr parsed it.
-    location : Location
-        The group's place, for messages and for reopening.
-    store : obstore store, optional
-        Opened for ``location``; opened here when absent.
+    store : Store
+        Opened at the group's place.
 
     Attributes
     ----------
@@ -73,16 +66,11 @@ class StoredArray:
     """
 
     def __init__(
-        self,
-        name: str,
-        metadata: ArrayV2Metadata | ArrayV3Metadata,
-        location: Location,
-        store: ObjectStore | None = None,
+        self, name: str, metadata: ArrayV2Metadata | ArrayV3Metadata, store: Store
     ) -> None:
         self.name = name
-        self.location = location
         self._metadata = metadata
-        self._store = open_store(location) if store is None else store
+        self._store = store
         stored = np.dtype(metadata.dtype.to_native_dtype())
         self.shape: tuple[int, ...] = tuple(metadata.shape)
         self.dtype: np.dtype[Any] = stored.newbyteorder("=")
@@ -95,14 +83,16 @@ class StoredArray:
         self._codec = Codec.of(metadata, stored)
         self.codec, self.plain = self._codec.description, self._codec.plain
 
-    def __getstate__(self) -> tuple[str, Any, Location]:
-        return self.name, self._metadata, self.location
-
-    def __setstate__(self, state: tuple[str, Any, Location]) -> None:
-        self.__init__(*state)  # type: ignore[misc]  # the state is the arguments, minus the store
+    def __reduce__(self) -> tuple[type[StoredArray], tuple[object, ...]]:
+        return StoredArray, (self.name, self._metadata, self._store)
 
     def __repr__(self) -> str:
         return f"StoredArray({self.name!r}, shape={self.shape}, dtype={self.dtype})"
+
+    @property
+    def location(self) -> Location:
+        """The group's place."""
+        return self._store.location
 
     @property
     def ndim(self) -> int:
@@ -159,24 +149,57 @@ class StoredArray:
         ChunkMissingError
             The store has no such object.
         ChunkCorruptError
-            The bytes cannot be decoded to the promised size.
+            The bytes cannot be decoded to the promised size, though fetched twice.
+        ChunkUnreadableError
+            The store answers, but never with the whole object.
         SourceError, AccessDeniedError
             The store failed or refused.
         """
+        return self.read_when_ready(index, lambda: out)
+
+    def read_when_ready(
+        self,
+        index: tuple[int, ...],
+        room: Callable[[], NDArray[Any]],
+    ) -> int:
+        """Fetch one chunk, and decode it when there is room for it; see :meth:`read`.
+
+        Parameters
+        ----------
+        index : tuple of int
+            Chunk index in stored order.
+        room : callable
+            Asked, when the bytes are there, for the array to decode into; may wait or raise.
+        """
         key = self.key(index)
+        out: NDArray[Any] | None = None
+        error: ChunkCorruptError | None = None
+        for _ in range(_FETCHES):
+            try:
+                if not self.plain:
+                    out = self._room(room) if out is None else out
+                    return self._read_through_zarr(index, key, out)
+                body = self._fetch(key)
+                out = self._room(room) if out is None else out
+                self._codec.decode(body, out)
+            except ChunkCorruptError as exc:
+                error = exc
+            except ValueError as exc:
+                error = self._corrupt(key, str(exc))
+                error.__cause__ = exc
+            else:
+                return body.nbytes
+        assert error is not None  # noqa: S101 - the loop ends by a return or an error
+        raise error
+
+    def _room(self, room: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        out = room()
         if out.shape != self.chunk_shape or out.dtype != self.dtype or not out.flags.c_contiguous:
-            raise ValueError(
+            raise TypeError(
                 f"out must be C-contiguous {self.chunk_shape} {self.dtype}, "
                 f"not {out.shape} {out.dtype}"
             )
-        if not self.plain:
-            return self._read_through_zarr(index, key, out)
-        body = self._fetch(key)
-        try:
-            self._codec.decode(body, out)
-        except ValueError as exc:
-            raise self._corrupt(key, str(exc)) from exc
-        return body.nbytes
+        return out
 
     def __getitem__(self, item: Any) -> NDArray[Any]:
         """Read a box by integers and slices; a lost chunk raises, it is never filled in."""
@@ -211,68 +234,33 @@ class StoredArray:
                 target.append(slice(start - low, stop - low))
             box[tuple(target)] = scratch[tuple(source)]
 
-    @contextmanager
-    def _asking(self, key: str) -> Iterator[None]:
-        """Translate what the store raises when it is asked for an object."""
-        from obstore.exceptions import BaseError
-
-        try:
-            yield
-        except (FileNotFoundError, NotADirectoryError) as exc:
-            raise self._missing(key) from exc
-        except (BaseError, OSError) as exc:
-            raise translate(exc, self.location, key) from exc
-
     def _fetch(self, key: str) -> memoryview:
-        """Stored bytes of an object; of a file, in a buffer that this thread's next one reuses."""
-        import obstore
+        body = self._store.get(key, check=partial(self._check_stored_size, key))
+        if body is None:
+            raise self._missing(key)
+        return body
 
-        with self._asking(key):
-            if self.location.is_local:
-                return self._read_file(key)
-            answer = obstore.get(self._store, key)
-            self._check_stored_size(key, answer.meta["size"])
-            return memoryview(answer.bytes())
+    def _read_through_zarr(
+        self,
+        index: tuple[int, ...],
+        key: str,
+        out: NDArray[Any],
+    ) -> int:
+        from das_gpu.pipeline import ObjectAbsentError, read_chunk
 
-    def _read_file(self, key: str) -> memoryview:
-        # Fresh memory for every file would cost more, in page faults, than the copy itself.
-        with (self.location.path / key).open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            self._check_stored_size(key, size)
-            if len(getattr(_FILES, "held", b"")) < size:
-                _FILES.held = None  # freed before its successor is made
-                _FILES.held = bytearray(size + size // 8)
-            body = memoryview(_FILES.held)[:size]
-            if file.readinto(body) != size:
-                raise self._corrupt(key, f"the file shrank below {size} bytes while it was read")
-            return body
-
-    def _read_through_zarr(self, index: tuple[int, ...], key: str, out: NDArray[Any]) -> int:
-        import obstore
-        import zarr
-        from obstore.exceptions import BaseError
-        from zarr.storage import ObjectStore as ZarrStore
-        from zarr.storage import StorePath
-
-        with self._asking(key):
-            size = int(obstore.head(self._store, key)["size"])
-        self._check_stored_size(key, size)
-        part = tuple(
+        box = tuple(
             slice(i * c, min((i + 1) * c, n))
             for i, c, n in zip(index, self.chunk_shape, self.shape, strict=True)
         )
+        check = partial(self._check_stored_size, key)
         try:
-            path = StorePath(ZarrStore(self._store, read_only=True), self.name)
-            metadata: Any = self._metadata
-            array: Any = zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=path))
-            values = np.asarray(array[part])
-        except BaseError as exc:
-            raise translate(exc, self.location, key) from exc
+            return read_chunk(self._store, self.name, self._metadata, box, out, check=check)
+        except DasGpuError:
+            raise
+        except ObjectAbsentError as exc:
+            raise self._missing(key) from exc
         except Exception as exc:  # codecs raise whatever they like on bad bytes
             raise self._corrupt(key, f"{type(exc).__name__}: {exc}") from exc
-        out.view(f"V{out.dtype.itemsize}").fill(bytes(out.dtype.itemsize))
-        out[tuple(slice(0, n) for n in values.shape)] = values
-        return size // self._chunks_per_object
 
     def _check_stored_size(self, key: str, size: int) -> None:
         if size == 0:

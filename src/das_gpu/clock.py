@@ -1,11 +1,17 @@
-"""An archive's clock: from samples to times and back, without reading the time axis whole."""
+"""An archive's clock: from samples to times and back, without reading the time axis whole.
+
+:class:`Search` chooses chunks of the axis, and does no I/O; :class:`TimeAxis` reads them, several
+at once where answers travel; :class:`Clock` brings the two together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +20,12 @@ from das_gpu.chunks import Series, StoredArray
 from das_gpu.errors import ChunkError, SourceError
 from das_gpu.timescale import TimeScale
 
+_Known = tuple[int, int]
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
 _NEIGHBOURS = 8  # chunks tried at either end of the record before it is given up
+_AT_ONCE, _ROUNDS, _REQUESTS = 3, 9, 20  # a search's budget; see `Clock.sample_at`
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +69,6 @@ class TimeAxis:
         """Samples of a whole chunk."""
         return self._series.chunk_size
 
-    @property
-    def n_chunks(self) -> int:
-        """Number of chunks."""
-        return self.variable.grid_shape[0]
-
     def times_ns(self, t0: int, t1: int) -> NDArray[np.int64]:
         """Give the times of samples ``[t0, t1)``.
 
@@ -70,14 +76,25 @@ class TimeAxis:
         ------
         ChunkMissingError, ChunkCorruptError
             A chunk cannot be had.
-        SourceError
-            A stored value is not a time.
+        SourceError, AccessDeniedError
+            The store failed or refused, or a stored value is not a time.
         """
         return self.scale.to_ns(self._series.read(t0, t1))
 
     def chunk_ns(self, number: int) -> NDArray[np.int64]:
         """Give the times of one chunk; raises as :meth:`times_ns` does."""
         return self.scale.to_ns(self._series.chunk(number))
+
+    def chunks_ns(self, numbers: Sequence[int]) -> dict[int, NDArray[np.int64] | None]:
+        """Give the times of several chunks; None for a lost one, else as `times_ns`."""
+
+        def times_ns(number: int) -> NDArray[np.int64] | None:
+            try:
+                return self.chunk_ns(number)
+            except ChunkError:
+                return None
+
+        return dict(zip(numbers, self._each(times_ns, numbers), strict=True))
 
     def ends(self) -> Ends:
         """Read the ends of the axis; beside lost chunks, those of their neighbours.
@@ -87,9 +104,8 @@ class TimeAxis:
         SourceError
             An end is lost and so are its neighbours, or a stored value is not a time.
         """
-        numbers = range(self.n_chunks)
-        head, head_ns = self._first_readable(numbers)
-        tail, tail_ns = self._first_readable(reversed(numbers))
+        all_ = range(self.variable.grid_shape[0])
+        (head, head_ns), (tail, tail_ns) = self._each(self._first_readable, (all_, all_[::-1]))
         return Ends(
             first=head * self.chunk_size,
             first_ns=int(head_ns[0]),
@@ -98,9 +114,9 @@ class TimeAxis:
             rate_hz=_rate_hz(head_ns),
         )
 
-    def _first_readable(self, numbers: Iterable[int]) -> tuple[int, NDArray[np.int64]]:
+    def _first_readable(self, numbers: Sequence[int]) -> tuple[int, NDArray[np.int64]]:
         lost: ChunkError | None = None
-        for number in islice(numbers, _NEIGHBOURS):
+        for number in numbers[:_NEIGHBOURS]:
             try:
                 return number, self.chunk_ns(number)
             except ChunkError as exc:
@@ -108,6 +124,13 @@ class TimeAxis:
         raise SourceError(
             f"The time axis of {self.variable.location} cannot be read at its ends: {lost}"
         ) from lost
+
+    def _each(self, work: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
+        """Do the work for every item: at once where it waits for a network."""
+        if self.variable.location.is_local or len(set(items)) == 1:
+            return [work(item) for item in items]
+        with ThreadPoolExecutor(len(items), "time-axis") as pool:
+            return list(pool.map(work, items))
 
 
 def _rate_hz(times_ns: NDArray[np.int64]) -> float | None:
@@ -150,62 +173,127 @@ class Clock:
     def sample_at(self, time_ns: int) -> int:
         """Give the first sample at or after a time; the axis' length when there is none.
 
-        Found over the chunks, by interpolation, then bisection: one chunk is read where the
-        clock runs evenly, at most 5 + log2(chunks) otherwise. Where a chunk is lost, its times
-        are interpolated. Where the axis runs backwards, several samples may answer; one of
-        them is given.
+        One or two chunks are read where the clock runs evenly, else at most 20 in at most 9
+        rounds; more rounds on an axis of over 15,551 chunks, more chunks on one of over 524,287.
+        A lost chunk's times are interpolated between those read on either side. Where the axis
+        runs backwards, several samples may answer; one is given. Raises as `chunks_ns` does.
         """
         if time_ns <= self.start_ns:
             return 0
         if time_ns > self.last_ns:
             return len(self.axis)
-        size = self.axis.chunk_size
-        low, high = 0, self.axis.n_chunks - 1
-        below = (0, self.start_ns)
-        above = (len(self.axis) - 1, self.last_ns)
-        attempt = 0
-        while low <= high:
-            guess = self._guess(attempt, time_ns, below, above)
-            number = (low + high) // 2 if guess is None else min(max(guess // size, low), high)
-            times = self._ascending(number, below, above)
-            if time_ns <= times[0]:
-                above, high = (number * size, int(times[0])), number - 1
-            elif time_ns > times[-1]:
-                below, low = (number * size + len(times) - 1, int(times[-1])), number + 1
-            else:
-                return number * size + int(np.searchsorted(times, time_ns))
-            attempt += 1
-        return min(low * size, len(self.axis))
+        below, above = (0, self.start_ns), (len(self.axis) - 1, self.last_ns)
+        search = Search(time_ns, self.rate_hz, self.axis.chunk_size, below, above)
+        while numbers := search.ask():
+            search.tell(self.axis.chunks_ns(numbers))
+        return search.sample
 
-    def _ascending(
-        self, number: int, below: tuple[int, int], above: tuple[int, int]
-    ) -> NDArray[np.int64]:
-        """Give the times of a chunk, made ascending; interpolated when the chunk is lost."""
-        try:
-            times = self.axis.chunk_ns(number)
-        except ChunkError:
-            size = self.axis.chunk_size
-            samples = np.arange(number * size, min((number + 1) * size, len(self.axis)))
-            period_ns = (above[1] - below[1]) / max(above[0] - below[0], 1)
-            times = below[1] + np.rint((samples - below[0]) * period_ns).astype(np.int64)
-        return np.maximum.accumulate(times)
 
-    def _guess(
-        self, attempt: int, time_ns: int, below: tuple[int, int], above: tuple[int, int]
-    ) -> int | None:
-        """Guess a sample: between both known ends, or from one of them at the nominal rate.
+class Search:
+    """Which chunks to ask for, round by round, to find a time. Does no I/O.
 
-        The latter is exact when the jump lies towards the other end. None: bisect.
+    ``below`` and ``above`` are the record's first and last sample, each with its time in
+    nanoseconds: ``time_ns`` is later than the one and not later than the other.
+    """
+
+    def __init__(
+        self, time_ns: int, rate_hz: float, chunk_size: int, below: _Known, above: _Known
+    ) -> None:
+        self._time_ns, self._rate_hz, self._chunk_size = int(time_ns), rate_hz, chunk_size
+        self._below, self._above = below, above
+        self._lost: list[int] = []
+        # Enough whatever the answers are, even if a first guess on its own is wrong.
+        n_chunks = above[0] // chunk_size + 1
+        self._rounds, self._requests = _ROUNDS, max(_REQUESTS, n_chunks.bit_length() + 1)
+        while _reach(self._rounds - 1, self._requests - 1) < n_chunks:
+            self._rounds += 1
+
+    @property
+    def sample(self) -> int:
+        """The first sample at or after the time; between known samples, interpolated."""
+        (s0, t0), (s1, t1) = self._below, self._above
+        return s0 - (t0 - self._time_ns) * (s1 - s0) // (t1 - t0)
+
+    def ask(self) -> list[int]:
+        """Give the chunks to ask for next, in ascending order; none when the search is over."""
+        (s0, _), (s1, _), size = self._below, self._above, self._chunk_size
+        open_ = np.setdiff1d(np.arange((s0 + 1) // size, (s1 - 1) // size + 1), self._lost)
+        if s1 - s0 == 1 or not open_.size or not self._rounds:
+            return []
+        guesses, alone = self._guesses()
+        if self._rounds == _ROUNDS - 1 and _reach(_ROUNDS - 2, self._requests) >= open_.size:
+            self._rounds -= 1  # sooner, at the price of some guesses
+        # In the place of a lost chunk, the one after it.
+        near = np.minimum(np.searchsorted(open_, guesses), open_.size - 1)
+        places = self._choose(open_.size, list(dict.fromkeys(near.tolist())), alone)
+        self._rounds, self._requests = self._rounds - 1, self._requests - len(places)
+        return [int(open_[place]) for place in places]
+
+    def tell(self, answers: Mapping[int, NDArray[np.int64] | None]) -> None:
+        """Take the times of the chunks asked for; None for a lost one."""
+        for number, answer in sorted(answers.items()):
+            if answer is None:
+                self._lost.append(number)
+                continue
+            times_ns, first = np.maximum.accumulate(answer), number * self._chunk_size
+            at = int(np.searchsorted(times_ns, self._time_ns))
+            if at > 0:
+                self._below = (first + at - 1, int(times_ns[at - 1]))
+            if at < len(times_ns):
+                self._above = (first + at, int(times_ns[at]))
+                return  # later chunks say the same, unless the axis runs backwards
+
+    def _guesses(self) -> tuple[list[int], bool]:
+        """Guess chunks, the likeliest first; True when one is enough as the clock runs evenly.
+
+        One is interpolated between the known samples; the others count from either of these at
+        the nominal rate, and the time lies between them where samples were lost, none repeated.
         """
-        from_below = below[0] + (time_ns - below[1]) * self.rate_hz / 1e9
-        from_above = above[0] - (above[1] - time_ns) * self.rate_hz / 1e9
-        nearer_below = time_ns - below[1] <= above[1] - time_ns
-        match attempt:
-            case 0 | 3:
-                part = (time_ns - below[1]) / max(above[1] - below[1], 1)
-                return int(below[0] + part * (above[0] - below[0]))
-            case 1 | 4:
-                return int(from_below if nearer_below else from_above)
-            case 2:
-                return int(from_above if nearer_below else from_below)
-        return None
+        (s0, t0), (s1, t1) = self._below, self._above
+        from_below = s0 + math.ceil((self._time_ns - t0) * self._rate_hz / 1e9)
+        from_above = s1 - math.floor((t1 - self._time_ns) * self._rate_hz / 1e9)
+        if abs(from_below - from_above) <= 2 * self._chunk_size:
+            return [self.sample // self._chunk_size], True
+        nearer_below = self._time_ns - t0 <= t1 - self._time_ns
+        samples = [from_below, from_above] if nearer_below else [from_above, from_below]
+        if self._rounds >= _ROUNDS - 1:  # what interpolation missed twice is beside a jump
+            samples.insert(0, self.sample)
+        return [s // self._chunk_size for s in samples if s0 < s <= s1], False
+
+    def _choose(self, n: int, guesses: list[int], alone: bool) -> list[int]:
+        """Choose places among ``n`` chunks to ask for at once.
+
+        As many guesses as may all be wrong and the rest of the budget still be enough, then,
+        unless a guess stands ``alone``, what leaves the smallest parts.
+        """
+        for width in [1] * alone + [*range(min(_AT_ONCE, n, self._requests), 0, -1)]:
+            for kept in range(min(width, len(guesses)), -1, -1):
+                places = _spread(n, guesses[:kept], width)
+                widest = max(high - low for low, high in pairwise([-1, *places, n])) - 1
+                if widest <= _reach(self._rounds - 1, self._requests - width):
+                    return places
+        # Lost chunks have used the budget up: come as near as it allows.
+        return _spread(n, [], min(n, _AT_ONCE, max(1, self._requests // self._rounds)))
+
+
+def _reach(rounds: int, requests: int) -> int:
+    """Count the chunks of which any one is sure to be found.
+
+    A round of ``k`` tells in which of ``k + 1`` parts it lies; rounds alike make the most of it.
+    """
+    if not rounds:
+        return 0
+    each, more = divmod(min(requests, _AT_ONCE * rounds), rounds)
+    return int((each + 1) ** (rounds - more) * (each + 2) ** more) - 1
+
+
+def _spread(n: int, fixed: list[int], width: int) -> list[int]:
+    """Add to the fixed places among ``n`` those that make the widest part the narrowest."""
+    places = sorted(fixed)
+    spans = [(high - low, low) for low, high in pairwise([-1, *places, n])]
+    parts = [1] * len(spans)
+    for _ in range(width - len(fixed)):
+        parts[max(range(len(spans)), key=lambda k: spans[k][0] / parts[k])] += 1
+    for (length, low), of in zip(spans, parts, strict=True):
+        places += [low + length * part // of for part in range(1, of)]
+    return sorted(places)

@@ -10,7 +10,8 @@
     │   ├── SourceNotFoundError  4   nothing is there
     │   └── ChunkError           4   one stored chunk; becomes a tile's status
     │       ├── ChunkMissingError    the store has no such object
-    │       └── ChunkCorruptError    the object is there and cannot be decoded
+    │       ├── ChunkCorruptError    the object is there and cannot be decoded
+    │       └── ChunkUnreadableError the store answers, but never with the whole object
     ├── AccessDeniedError        5   the store refuses these credentials
     ├── DestinationError         6   the destination cannot be written or is not ours
     │   └── DestinationInUseError 11 another run is writing there
@@ -65,6 +66,10 @@ class ChunkMissingError(ChunkError):
 
 class ChunkCorruptError(ChunkError):
     """The chunk's bytes cannot be decoded to the shape the metadata promises."""
+
+
+class ChunkUnreadableError(ChunkError):
+    """The store answers, but this object cannot be had, however often it is asked for."""
 
 
 class AccessDeniedError(DasGpuError):

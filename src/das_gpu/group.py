@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from das_gpu.chunks import StoredArray
-from das_gpu.errors import DasGpuError, SourceError, SourceNotFoundError
+from das_gpu.errors import AccessDeniedError, DasGpuError, SourceError, SourceNotFoundError
 from das_gpu.locations import Location
-from das_gpu.store import open_store, translate
+from das_gpu.store import Access, Store
 
 if TYPE_CHECKING:
     import zarr
-    from obstore.store import ObjectStore
 
+_Format = Literal[2, 3]
 _LOG = logging.getLogger(__name__)
 
 # Tried one by one where a store lets nobody list it.
@@ -25,7 +27,9 @@ _USUAL_NAMES = (
     *("raw_data", "data", "time", "distance"),
 )
 _MAX_METADATA_BYTES = 64 << 20
+_MEMBERS = 1000
 _METADATA_PATIENCE_S = 75.0
+_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class Group:
     """The arrays and attributes of the Zarr group at a location."""
 
     location: Location
-    zarr_format: int
+    zarr_format: _Format
     arrays: Mapping[str, StoredArray]
     attributes: Mapping[str, Any]
 
@@ -63,7 +67,9 @@ def plain_name(name: str) -> str:
     return name.lower().replace("_", "").replace(" ", "")
 
 
-def read_group(location: Location, asked: Iterable[str] = ()) -> Group:
+def read_group(
+    location: Location, asked: Iterable[str] = (), access: Access | None = None
+) -> Group:
     """Read a group's metadata; what cannot be Zarr metadata is refused before it is parsed.
 
     Parameters
@@ -72,6 +78,8 @@ def read_group(location: Location, asked: Iterable[str] = ()) -> Group:
         Of a Zarr group, format 2 or 3, consolidated or not.
     asked : iterable of str
         Arrays to look for besides the group's own: those of groups below it.
+    access : Access, optional
+        How the location is reached.
 
     Raises
     ------
@@ -80,32 +88,22 @@ def read_group(location: Location, asked: Iterable[str] = ()) -> Group:
     AccessDeniedError
         The store refuses the credentials, or anonymous reading.
     """
-    import zarr
-    from obstore.exceptions import BaseError
-    from zarr.storage import ObjectStore as ZarrStore
-
-    store = open_store(location, patience_s=_METADATA_PATIENCE_S)
-    format_3 = _has(store, location, "zarr.json")
-    consolidated = not format_3 and _has(store, location, ".zmetadata")
-    if not (format_3 or consolidated or _has(store, location, ".zgroup")):
-        raise _not_a_group(store, location)
-    reader = open_store(location)
+    store = Store(location, access)
+    patience = replace(
+        store.access.patience,
+        total_s=min(store.access.patience.total_s, _METADATA_PATIENCE_S),
+    )
+    documents = _Documents(Store(location, replace(store.access, patience=patience)))
+    zarr_format = documents.collect(list(asked))
     try:
-        group = zarr.open_group(
-            ZarrStore(store, read_only=True),
-            mode="r",
-            zarr_format=3 if format_3 else 2,
-            use_consolidated=None if format_3 else consolidated,
-        )
+        group = documents.open(zarr_format)
         arrays = {
-            name: StoredArray(name, one.metadata, location, reader)
-            for name, one in _members(group, location, list(asked)).items()
+            name: StoredArray(name, one.metadata, store)
+            for name, one in documents.arrays(group).items()
         }
-        return Group(location, 3 if format_3 else 2, arrays, dict(group.attrs))
+        return Group(location, zarr_format, arrays, dict(group.attrs))
     except DasGpuError:
         raise
-    except (BaseError, OSError) as exc:
-        raise translate(exc, location) from exc
     except Exception as exc:  # Zarr raises many kinds on metadata that isn't what it seems
         raise SourceError(
             f"The Zarr metadata of {location} cannot be understood ({type(exc).__name__}: {exc}). "
@@ -113,55 +111,98 @@ def read_group(location: Location, asked: Iterable[str] = ()) -> Group:
         ) from exc
 
 
-def _members(group: zarr.Group, location: Location, asked: list[str]) -> dict[str, zarr.Array[Any]]:
-    """Arrays of a group; where listing is refused, those among the usual names."""
-    import zarr
-    from obstore.exceptions import BaseError
+class _Documents:
+    """The metadata documents of a group, fetched side by side, for Zarr to parse from memory."""
 
-    try:
-        names = list(group.array_keys())
-    except BaseError as exc:
-        # A container may be public for reading and closed for listing.
-        names = [name for name in _USUAL_NAMES if name in group]
-        if not names and not asked:
-            raise translate(exc, location) from exc
-    nested = [name for name in asked if name not in names and name in group]
-    found = ((name, group[name]) for name in (*names, *nested))
-    return {name: one for name, one in found if isinstance(one, zarr.Array)}
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._found: dict[str, bytes] = {}
+        self._asked: list[str] = []
+        self._bytes = 0
 
+    def collect(self, asked: list[str]) -> _Format:
+        """Fetch all there is to fetch; give the group's format."""
+        self._asked = asked
+        self._fetch("zarr.json", ".zmetadata", ".zgroup", ".zattrs")
+        if (root := self._found.get("zarr.json")) is not None:
+            if not _is_consolidated(root):
+                self._fetch(*(f"{name}/zarr.json" for name in self._members()))
+            return 3
+        if ".zmetadata" not in self._found:
+            if ".zgroup" not in self._found:
+                raise _not_a_group(self._store)
+            ends = (".zarray", ".zattrs", ".zgroup")
+            self._fetch(*(f"{name}/{end}" for name in self._members() for end in ends))
+        return 2
 
-def _has(store: ObjectStore, location: Location, key: str) -> bool:
-    import obstore
-    from obstore.exceptions import BaseError
+    def open(self, zarr_format: _Format) -> zarr.Group:
+        """Let Zarr parse the documents."""
+        import zarr
+        from zarr.core.buffer import default_buffer_prototype
 
-    try:
-        size = obstore.head(store, key)["size"]
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except (BaseError, OSError) as exc:
-        raise translate(exc, location) from exc
-    if size > _MAX_METADATA_BYTES:
-        raise SourceError(
-            f"{key} of {location} has {size} bytes; metadata beyond {_MAX_METADATA_BYTES} bytes "
-            "is not read. Check that this is a Zarr group."
+        make = default_buffer_prototype().buffer.from_bytes
+        memory = zarr.storage.MemoryStore({key: make(text) for key, text in self._found.items()})
+        consolidated = ".zmetadata" in self._found if zarr_format == 2 else None
+        return zarr.open_group(
+            memory, mode="r", zarr_format=zarr_format, use_consolidated=consolidated
         )
-    return True
+
+    def arrays(self, group: zarr.Group) -> dict[str, zarr.Array[Any]]:
+        """The group's arrays, and those asked for that are deeper down."""
+        import zarr
+
+        names = list(group.array_keys())
+        names += [one for one in self._asked if one not in names and one in group]
+        found = ((name, group[name]) for name in names)
+        return {name: one for name, one in found if isinstance(one, zarr.Array)}
+
+    def _members(self) -> list[str]:
+        """Names below the group; where listing is refused, the usual ones."""
+        try:
+            folders, _ = self._store.children()
+        except AccessDeniedError:
+            # A container may be public for reading and closed for listing.
+            folders = list(_USUAL_NAMES)
+        parts = [one.split("/") for one in self._asked]
+        asked = ["/".join(names[: n + 1]) for names in parts for n in range(len(names))]
+        return list(dict.fromkeys([*folders[:_MEMBERS], *asked]))
+
+    def _fetch(self, *keys: str) -> None:
+        if self._store.location.is_local:
+            answers = [self._get(key) for key in keys]
+        else:
+            with ThreadPoolExecutor(_AT_ONCE, "das-gpu-metadata") as pool:
+                answers = list(pool.map(self._get, keys))
+        found = {key: one for key, one in zip(keys, answers, strict=True) if one is not None}
+        self._found |= found
+
+    def _get(self, key: str) -> bytes | None:
+        def check(size: int) -> None:
+            self._bytes += size
+            if self._bytes > _MAX_METADATA_BYTES:
+                raise SourceError(
+                    f"{key} of {self._store.location} has {size} bytes; metadata beyond "
+                    f"{_MAX_METADATA_BYTES} bytes is not read. Check that this is a Zarr group."
+                )
+
+        body = self._store.get(key, check=check)
+        return None if body is None else bytes(body)
 
 
-def _not_a_group(store: ObjectStore, location: Location) -> SourceError:
-    """Say what is there instead, and which folder below may be meant."""
-    import obstore
-    from obstore.exceptions import BaseError
-
+def _is_consolidated(root: bytes) -> bool:
     try:
-        listing = obstore.list_with_delimiter(store)
-    except (BaseError, OSError) as exc:
-        found = translate(exc, location)
-        if isinstance(found, SourceError):
-            return found
-        return SourceError(f"{location} is not a Zarr group, or is private: {found}")
-    folders = [prefix.rstrip("/").rpartition("/")[2] for prefix in listing["common_prefixes"]]
-    files = [item["path"].rpartition("/")[2] for item in listing["objects"]]
+        return bool(json.loads(root).get("consolidated_metadata"))
+    except (ValueError, AttributeError, RecursionError):
+        return True  # nothing more to fetch: Zarr will say what is wrong with it
+
+
+def _not_a_group(store: Store) -> SourceError:
+    """Say what is there instead, and which folder below may be meant."""
+    location = store.location
+    try:
+        folders, files = store.children()
+    except AccessDeniedError as error:
+        return SourceError(f"{location} is not a Zarr group, or is private: {error}")
     if not folders and not files:
         what = "an empty folder" if location.is_local else "nothing"
         return SourceNotFoundError(

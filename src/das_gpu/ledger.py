@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from das_gpu.errors import DestinationError
 from das_gpu.model import Status, TileRecord
@@ -46,8 +47,10 @@ _ALL_FIELDS = frozenset(field.name for field in fields(TileRecord))
 _RECORD_SHAPES = (_ALL_FIELDS - {"array_file"}, _ALL_FIELDS - {"file_name"})
 _DELIVERED = {status.value: status.delivered for status in Status}
 _EXAMPLES = 3
+_AHEAD = 2
 
 _Row = dict[str, Any]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +182,12 @@ class Ledger:
             A tile with one of these statuses makes its segment pending.
         """
         retry = frozenset(retry_statuses)
-        pending = []
-        for segment_id in range(self.n_segments):
-            rows = _read_segment(self._sink, segment_id)
-            if rows is None or any(row["status"] in retry for row in rows):
-                pending.append(segment_id)
-        return pending
+        settled = {
+            segment_id
+            for segment_id, _, rows in self._finished()
+            if not any(row["status"] in retry for row in rows)
+        }
+        return [each for each in range(self.n_segments) if each not in settled]
 
     def finish_segment(self, segment_id: int, records: Sequence[TileRecord]) -> None:
         """Declare a segment done, after its images have been put through the same sink.
@@ -221,13 +224,12 @@ class Ledger:
         self._sink.flush()
         self._sink.put(key, data)
         stale = earlier.difference(map(_key, rows))
-        for image_key in sorted(filter(_OWN_IMAGE.fullmatch, stale)):
-            self._sink.delete(image_key)
+        _delete(self._sink, sorted(filter(_OWN_IMAGE.fullmatch, stale)))
 
     def publish(self) -> Totals:
         """Write ``metadata.jsonl`` and ``undelivered.jsonl`` anew from the finished segments.
 
-        One segment is in memory at a time. Lines are sorted by time, then channel.
+        A few segments are in memory at a time. Lines are sorted by time, then channel.
 
         Returns
         -------
@@ -241,11 +243,7 @@ class Ledger:
             self._sink.open_writer(METADATA_KEY) as metadata,
             self._sink.open_writer(UNDELIVERED_KEY) as undelivered,
         ):
-            for segment_id in range(self.n_segments):
-                data = self._sink.get(_segment_key(segment_id)) or b""
-                rows = _parse_segment(data, segment_id)
-                if rows is None:
-                    continue
+            for _, data, rows in self._finished():
                 segments += 1
                 tiles.update((row["status"], row["quality"]) for row in rows)
                 dead_channels.update(row["dead_channels"] for row in rows)
@@ -254,6 +252,41 @@ class Ledger:
                 metadata.writelines(_metadata_line(line) for row, line in lines if _key(row))
                 undelivered.writelines(line for row, line in lines if not _key(row))
         return _totals(segments, tiles, dead_channels)
+
+    def _finished(self) -> Iterator[tuple[int, bytes, list[_Row]]]:
+        """Number, file and rows of each finished segment, in order.
+
+        One listing tells which files are there: a store may take as long to say of each one
+        that it isn't.
+        """
+        present = set(self._sink.list("segments/"))
+        numbers = [each for each in range(self.n_segments) if _segment_key(each) in present]
+        contents = _each(self._sink, self._sink.get, map(_segment_key, numbers))
+        for segment_id, data in zip(numbers, contents, strict=True):
+            rows = _parse_segment(data, segment_id)
+            if data is not None and rows is not None:
+                yield segment_id, data, rows
+
+
+def _each(sink: Store, act: Callable[[str], _T], keys: Iterable[str]) -> Iterator[_T]:
+    """Do something with every file, several at once; results in order, a few ahead of the taker."""
+    waiting: deque[Future[_T]] = deque()
+    with ThreadPoolExecutor(sink.writers, thread_name_prefix="das-gpu-ledger") as pool:
+        try:
+            for key in keys:
+                waiting.append(pool.submit(act, key))
+                if len(waiting) > _AHEAD * sink.writers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _delete(sink: Store, keys: Iterable[str]) -> None:
+    for _ in _each(sink, sink.delete, keys):
+        pass
 
 
 def _totals(
@@ -355,9 +388,7 @@ def _delete_run(sink: Store) -> None:
     earlier ``run.json`` stays to be replaced: until then the folder is that run, with less
     and less of it done.
     """
-    for key in (*_OWN_FILES, *filter(_OWN_SEGMENT.fullmatch, sink.list("segments/"))):
-        sink.delete(key)
+    _delete(sink, (*_OWN_FILES, *filter(_OWN_SEGMENT.fullmatch, sink.list("segments/"))))
     sink.flush()
-    for key in filter(_OWN_IMAGE.fullmatch, sink.list("images/")):
-        sink.delete(key)
+    _delete(sink, filter(_OWN_IMAGE.fullmatch, sink.list("images/")))
     sink.flush()

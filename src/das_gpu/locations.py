@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from das_gpu.credentials import Credential
 from das_gpu.errors import UsageError
 
 Scheme = Literal["file", "azure", "s3", "gs"]
@@ -72,13 +73,20 @@ class Location:
         return "/".join(part for part in (base, self.container, self.prefix) if part)
 
 
-def parse_location(text: str | Path) -> Location:
+def parse_location(
+    text: str | Path, *, account: str = "", credential: Credential | None = None
+) -> Location:
     """Understand a path or URL.
 
     Parameters
     ----------
     text : str or Path
         One of the forms in the error message below.
+    account : str
+        Storage account of an ``az://`` URL; by default that of the connection string, else of
+        the environment variable AZURE_STORAGE_ACCOUNT_NAME.
+    credential : Credential, optional
+        Its connection string may name the account and its address.
 
     Raises
     ------
@@ -105,8 +113,9 @@ def parse_location(text: str | Path) -> Location:
     if url.query or url.fragment or "@" in url.netloc:
         raise UsageError(
             f"{shown} was given with a user name, query or signature. A secret in a URL ends up in "
-            "process lists and logs: give the URL without it, and a shared access signature (what "
-            "follows the '?') in the environment variable AZURE_STORAGE_SAS_TOKEN."
+            "process lists and logs: give the URL without it, put a shared access signature (what "
+            "follows the '?') into a file or an environment variable, and name that with "
+            "--credential sas:NAME or sas:@FILE."
         )
     if url.scheme == "file" and host in ("", "localhost"):
         return Location("file", "", str(Path(unquote(url.path)).resolve()))
@@ -116,7 +125,8 @@ def parse_location(text: str | Path) -> Location:
     if url.scheme in ("s3", "gs") and host:
         return Location("s3" if url.scheme == "s3" else "gs", url.netloc, "/".join(parts))
     if url.scheme == "az" and host:
-        return _on_azure(_default_account(shown), [url.netloc, *parts], shown)
+        named = _named_account(shown, account, credential or Credential())
+        return _on_azure(named, [url.netloc, *parts], shown)
     if url.scheme in ("http", "https"):
         return _parse_http(url, host, port, parts, shown)
     raise _unknown(shown)
@@ -150,23 +160,27 @@ def _on_azure(account: tuple[str, str], parts: list[str], shown: str) -> Locatio
     return Location("azure", parts[0], "/".join(parts[1:]), name, endpoint)
 
 
-def _default_account(shown: str) -> tuple[str, str]:
-    """Account and endpoint for ``az://``: the connection string's, or the named account's."""
-    named = connection_string()
-    account = named.get("accountname") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
-    if not account:
+def _named_account(shown: str, account: str, credential: Credential) -> tuple[str, str]:
+    """Account and endpoint for ``az://``: asked for, the connection string's, the environment's."""
+    named = credential.connection()
+    name = account or named.get("accountname") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
+    if not name:
         raise UsageError(
-            f"{shown} does not say which account holds the container. Set the environment variable "
-            "AZURE_STORAGE_ACCOUNT_NAME, or write https://ACCOUNT.blob.core.windows.net/CONTAINER."
+            f"{shown} does not say which account holds the container. Give --account NAME, set the "
+            "environment variable AZURE_STORAGE_ACCOUNT_NAME, or write "
+            "https://ACCOUNT.blob.core.windows.net/CONTAINER."
         )
+    if named.get("accountname", name) != name:
+        named = {}
     suffix = named.get("endpointsuffix", "core.windows.net")
-    endpoint = named.get("blobendpoint", f"https://{account}.blob.{suffix}").rstrip("/")
-    if endpoint.startswith("http://") and not _is_loopback(urlsplit(endpoint).hostname or ""):
+    endpoint = named.get("blobendpoint", f"https://{name}.blob.{suffix}").rstrip("/")
+    url = urlsplit(endpoint)
+    if url.scheme != "https" and not (url.scheme == "http" and _is_loopback(url.hostname or "")):
         raise UsageError(
-            f"AZURE_STORAGE_CONNECTION_STRING names the plain http endpoint {endpoint}; "
-            "only https is used to reach another machine."
+            f"The connection string names the endpoint {url.scheme}://{url.netloc}; only https is "
+            "used to reach another machine."
         )
-    return account, endpoint
+    return name, endpoint
 
 
 def _is_loopback(host: str) -> bool:
@@ -174,13 +188,3 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def connection_string() -> dict[str, str]:
-    """AZURE_STORAGE_CONNECTION_STRING as a mapping with keys in lower case; may be empty.
-
-    Its values may be secret.
-    """
-    text = os.environ.get("AZURE_STORAGE_CONNECTION_STRING", "")
-    pairs = (part.split("=", 1) for part in text.split(";") if "=" in part)
-    return {key.strip().lower(): value.strip() for key, value in pairs}

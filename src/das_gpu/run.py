@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from das_gpu import backends
+from das_gpu import backends, host
 from das_gpu.archive import Archive, open_archive
 from das_gpu.backends import Selected
+from das_gpu.credentials import refuse_ambiguous
 from das_gpu.errors import ChunkError, InterruptedRunError, SourceError
 from das_gpu.ledger import Ledger, read_identity
 from das_gpu.model import Status
@@ -24,6 +22,7 @@ from das_gpu.plan import plan as lay_out
 from das_gpu.recipe import Recipe
 from das_gpu.segment import SegmentResult, extract_segment, failed_records
 from das_gpu.sink import Sink, open_sink
+from das_gpu.store import Access
 from das_gpu.stream import OnMissing
 
 ALGORITHM_VERSION = 1
@@ -32,7 +31,7 @@ SEGMENT_MINUTES = 15.0
 WAIT_S = 0.5
 """Longest wait without looking whether the run was stopped."""
 REMOTE_LOADERS = 8
-"""Chunk requests in flight to a store over a network, where latency rules."""
+"""Chunk requests in flight to a store over a network; bench/README.md has the measurements."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,11 @@ def resolve_source(source: str | Path) -> str | Path:
 
 
 def prepare(
-    source: str | Path, recipe: Recipe, *, segment_minutes: float = SEGMENT_MINUTES
+    source: str | Path,
+    recipe: Recipe,
+    *,
+    segment_minutes: float = SEGMENT_MINUTES,
+    access: Access | None = None,
 ) -> tuple[Archive, Plan]:
     """Open an archive and plan a recipe on it; no sample is read.
 
@@ -112,14 +115,9 @@ def prepare(
     UsageError
         When the time range or the recipe does not fit the recording.
     """
-    archive = open_archive(resolve_source(source), recipe.archive)
+    archive = open_archive(resolve_source(source), recipe.archive, access)
     samples = archive.sample_range(recipe.selection.start_ns, recipe.selection.stop_ns)
     return archive, lay_out(archive.acquisition, recipe, samples, segment_minutes=segment_minutes)
-
-
-def default_workers() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_loaders(archive: Archive, workers: int) -> int:
@@ -134,9 +132,12 @@ def extract(
     *,
     backend: str = "auto",
     workers: int | None = None,
+    loaders: int | None = None,
     segment_minutes: float | None = None,
     on_missing: OnMissing = "skip",
     overwrite: bool = False,
+    access: Access | None = None,
+    out_access: Access | None = None,
     on_start: Callable[[Plan, Selected], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
@@ -147,13 +148,16 @@ def extract(
     source : str or Path
         A Zarr archive: a folder, a URL, or ``demo:``.
     out : str or Path
-        The folder to write. The same call again does what is missing.
+        The folder, or the URL of an Azure container and prefix, to write. The same call again
+        does what is missing.
     recipe : Recipe, optional
         What to compute; the ``continuous`` preset by default.
     backend : {"auto", "cpu", "gpu"}
         Where to compute.
     workers : int, optional
         Compute threads; by default the processors this process may use.
+    loaders : int, optional
+        Chunk requests in flight; by default `default_loaders`.
     segment_minutes : float, optional
         Length of the unit of resume: by default that of the run in ``out``, else 15. It
         changes no pixel.
@@ -161,6 +165,8 @@ def extract(
         A lost chunk loses its tiles, stops the run, or makes its channels dead.
     overwrite : bool
         Start over: remove the run that is in ``out``.
+    access, out_access : Access, optional
+        Credential and patience for the archive and for ``out``, and the archive's transport.
     on_start : callable, optional
         Told the plan and the chosen backend before the first sample is read.
     on_progress : callable, optional
@@ -187,12 +193,13 @@ def extract(
     True
     """
     recipe = recipe or Recipe()
-    sink = open_sink(out)
+    _refuse_shared_secret(source, out, access or Access(), out_access or Access())
+    sink = open_sink(out, out_access)
     identity = None if overwrite else read_identity(sink)
     if segment_minutes is None:
         segment_minutes = (identity or {}).get("segment_minutes", SEGMENT_MINUTES)
-    archive, plan = prepare(source, recipe, segment_minutes=segment_minutes)
-    selected = backends.select(backend, workers or default_workers())
+    archive, plan = prepare(source, recipe, segment_minutes=segment_minutes, access=access)
+    selected = backends.select(backend, workers or host.processors())
     ledger = Ledger.open(
         sink,
         _identity(archive, plan, selected, segment_minutes, on_missing),
@@ -202,10 +209,20 @@ def extract(
     )
     if on_start is not None:
         on_start(plan, selected)
-    run = _Run(archive, plan, selected, sink, ledger, on_missing, on_progress)
-    _give_big_buffers_back()
-    with _single_threaded_blas(), ThreadPoolExecutor(1, "das-gpu-segment") as executor:
+    loaders = loaders or default_loaders(archive, host.processors())
+    run = _Run(archive, plan, selected, sink, ledger, loaders, on_missing, on_progress)
+    host.give_big_buffers_back()
+    with host.single_threaded_blas(), ThreadPoolExecutor(1, "das-gpu-segment") as executor:
         return run.through(executor)
+
+
+def _refuse_shared_secret(
+    source: str | Path, out: str | Path, access: Access, out_access: Access
+) -> None:
+    """Refuse to send one account's secret to the other."""
+    places = ((source, access), (out, out_access))
+    auto = (how.locate(place) for place, how in places if how.credential.kind == "auto")
+    refuse_ambiguous({place.account for place in auto if place.scheme == "azure"})
 
 
 class _Run:
@@ -218,11 +235,12 @@ class _Run:
         selected: Selected,
         sink: Sink,
         ledger: Ledger,
+        loaders: int,
         on_missing: OnMissing,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self._archive, self._plan, self._selected = archive, plan, selected
-        self._sink, self._ledger = sink, ledger
+        self._sink, self._ledger, self._loaders = sink, ledger, loaders
         self._on_missing, self._on_progress = on_missing, on_progress
         self._cancelled = threading.Event()
         self._done_tiles = 0
@@ -263,14 +281,14 @@ class _Run:
         return self._summary()
 
     def _extract(self, number: int) -> SegmentResult:
-        loaders = default_loaders(self._archive, default_workers())
         return extract_segment(
             self._archive,
             self._plan,
             number,
             self._selected.backend,
             self._sink,
-            loaders=loaders,
+            loaders=self._loaders,
+            decoders=host.processors(),
             on_missing=self._on_missing,
             on_tiles=self._report,
             cancelled=self._cancelled,
@@ -316,32 +334,6 @@ class _Run:
         )
 
 
-def _give_big_buffers_back() -> None:
-    """Ask the C library to return big buffers to the system when they are freed.
-
-    glibc otherwise learns from the first freed chunk to keep all of them in its heaps, whose
-    holes then grow with the length of a run: by a third from one minute to eight. Smaller
-    buffers stay in the heap, where they cost no page faults.
-    """
-    import ctypes
-
-    if sys.platform == "linux":
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-        if mallopt is not None:
-            mallopt(mmap_threshold, 4 << 20)
-            mallopt(trim_threshold, 8 << 20)
-
-
-@contextmanager
-def _single_threaded_blas() -> Iterator[None]:
-    """One BLAS thread: more would fight the compute threads and change low bits of images."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(limits=1, user_api="blas"):
-        yield
-
-
 def _identity(
     archive: Archive, plan: Plan, selected: Selected, segment_minutes: float, on_missing: str
 ) -> dict[str, Any]:
@@ -366,23 +358,14 @@ def _identity(
 
 def _header(recipe: Recipe, selected: Selected, plan: Plan) -> dict[str, Any]:
     """What else run.json says: for readers, not for comparing."""
-    import platform
     from datetime import UTC, datetime
-    from importlib.metadata import version
 
     return {
         "recipe": recipe.model_dump(mode="json"),
         "recipe_digest": recipe.digest,
         "plan": {"tiles": plan.n_tiles, "segments": plan.n_segments, "notes": plan.notes},
         "backend": {"kind": selected.backend.kind, "reason": selected.reason},
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("numpy", "scipy", "pillow", "zarr", "obstore")},
-        },
-        "machine": {
-            "system": platform.platform(),
-            "processor": platform.machine(),
-            "cores": default_workers(),
-        },
+        "versions": host.versions(),
+        "machine": host.description(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

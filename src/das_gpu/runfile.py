@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, BinaryIO, Protocol
+from typing import IO, Any, Protocol
 
 from das_gpu.errors import DestinationError, IdentityError
 
@@ -23,13 +23,17 @@ class Store(Protocol):
     def location(self) -> str:
         """Where it is, for a person."""
 
+    @property
+    def writers(self) -> int:
+        """How many requests are useful at once."""
+
     def put(self, key: str, data: bytes) -> None:
         """Store a file whole and durably."""
 
     def flush(self) -> None:
         """Make what was put and deleted before durable."""
 
-    def open_writer(self, key: str) -> AbstractContextManager[BinaryIO]:
+    def open_writer(self, key: str) -> AbstractContextManager[IO[bytes]]:
         """Store a file piece by piece, whole or not at all."""
 
     def get(self, key: str) -> bytes | None:
@@ -43,6 +47,17 @@ class Store(Protocol):
 
     def sweep(self) -> None:
         """Remove leftovers of killed writers."""
+
+
+def check_key(key: str, place: str) -> None:
+    """Raise DestinationError when a key could lead out of the run's own place."""
+    parts = key.split("/")
+    if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
+        raise DestinationError(
+            f"{key!r} does not name a file inside the output folder {place}. If it stands in a "
+            f"file of this folder, that file was changed by hand: restore it, or choose another "
+            f"output folder."
+        )
 
 
 def as_json(value: _Json) -> dict[str, Any]:

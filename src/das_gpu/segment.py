@@ -21,9 +21,6 @@ from das_gpu.render import encode_npy, encode_png, file_name, iso_utc, split_key
 from das_gpu.sink import Sink
 from das_gpu.stream import OnMissing, SegmentStream, Traffic, held_dtype, ring_capacity
 
-ENCODERS = 2
-"""Threads that encode and write images while the next row is processed."""
-
 
 @dataclass(frozen=True)
 class SegmentResult:
@@ -41,6 +38,7 @@ def extract_segment(
     sink: Sink,
     *,
     loaders: int,
+    decoders: int | None = None,
     on_missing: OnMissing = "skip",
     on_tiles: Callable[[int], None] | None = None,
     cancelled: threading.Event | None = None,
@@ -57,12 +55,14 @@ def extract_segment(
         Takes the images; the caller vouches for the segment by its records.
     loaders : int
         Threads that fetch and decode chunks.
+    decoders : int, optional
+        Threads of these that may decode at a time.
     on_missing : {"skip", "error", "fill"}
         What a lost chunk does.
     on_tiles : callable, optional
         Told the number of tiles finished, after each row.
     cancelled : threading.Event, optional
-        Polled before each row.
+        Looked at before each row and while samples are waited for.
 
     Raises
     ------
@@ -74,7 +74,16 @@ def extract_segment(
     segment = plan.segment(number)
     ring = backend.ring(plan.kept_channels, ring_capacity(plan), held_dtype(plan))
     processor = Processor(plan, backend)
-    stream = SegmentStream(archive, plan, segment, ring, loaders=loaders, on_missing=on_missing)
+    stream = SegmentStream(
+        archive,
+        plan,
+        segment,
+        ring,
+        loaders=loaders,
+        decoders=decoders,
+        on_missing=on_missing,
+        stopped=cancelled,
+    )
     writing: list[Future[TileRecord]] = []
     records: list[TileRecord] = []
 
@@ -87,7 +96,7 @@ def extract_segment(
             on_tiles(len(writing))
         writing.clear()
 
-    with ThreadPoolExecutor(ENCODERS, thread_name_prefix="das-gpu-encode") as pool, stream:
+    with ThreadPoolExecutor(sink.writers, thread_name_prefix="das-gpu-encode") as pool, stream:
         for row in stream:
             if cancelled is not None and cancelled.is_set():
                 raise InterruptedRunError("The segment was cancelled before it was finished.")

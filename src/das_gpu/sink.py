@@ -1,6 +1,7 @@
 """Where a run's files go: each is there whole, or not at all.
 
-Keys are relative, with forward slashes, as in a blob container. A local file is written
+Keys are relative, with forward slashes, the same in a folder and in a blob container (see
+`das_gpu.blobsink`). A local file is written
 under a temporary name in its own folder and renamed into place, so that a reader, a kill or
 a crash never meets half a file. Renaming alone does not survive a power cut; for that the
 data must be forced to the disk, at a cost that is too high per image. So images are put
@@ -14,19 +15,21 @@ import builtins
 import errno
 import itertools
 import os
-import re
 import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol
-from urllib.parse import unquote, urlsplit
+from typing import IO, TYPE_CHECKING, BinaryIO, Protocol
 
 from das_gpu.errors import DestinationError, UsageError
+from das_gpu.locations import Location, parse_location
+from das_gpu.runfile import check_key
+
+if TYPE_CHECKING:
+    from das_gpu.store import Access
 
 _TEMPORARY = ".~das-gpu-"
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _CREATE_ATTEMPTS = 3
 # What a file system answers that cannot force a folder; it orders renames by itself.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
@@ -54,6 +57,10 @@ class Sink(Protocol):
     def location(self) -> str:
         """Secret-free text that tells a person where this is."""
 
+    @property
+    def writers(self) -> int:
+        """How many threads should put, get or delete at once: more would gain nothing."""
+
     def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
         """Store a file, replacing an earlier one; on return it is whole.
 
@@ -64,7 +71,7 @@ class Sink(Protocol):
     def flush(self) -> None:
         """Make everything that was put or deleted before this call survive a power cut."""
 
-    def open_writer(self, key: str) -> AbstractContextManager[BinaryIO]:
+    def open_writer(self, key: str) -> AbstractContextManager[IO[bytes]]:
         """Write a file piece by piece; it is there, durably, after the block, and not before.
 
         When the block raises, nothing has happened.
@@ -96,6 +103,8 @@ class LocalSink:
         By every method, when the operating system refuses; by the constructor, when
         ``root`` is there and is not a folder.
     """
+
+    writers = 2
 
     def __init__(self, root: Path | str) -> None:
         self._root = Path(root).absolute()
@@ -234,14 +243,8 @@ class LocalSink:
             self._unsynced_folders |= changed
 
     def _path(self, key: str) -> Path:
-        parts = key.split("/")
-        if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
-            raise DestinationError(
-                f"{key!r} does not name a file inside the output folder {self._root}. If it "
-                f"stands in a file of this folder, that file was changed by hand: restore it, or "
-                f"choose another output folder."
-            )
-        return self._root.joinpath(*parts)
+        check_key(key, self.location)
+        return self._root / key
 
     def _walk(self, prefix: str) -> Iterator[Path]:
         top = self._root / prefix.rpartition("/")[0]
@@ -252,34 +255,39 @@ class LocalSink:
             raise _explained(f"Listing {top}", error) from error
 
 
-def open_sink(out: str | Path) -> Sink:
-    """Sink for the place that a user names as OUT: a path or a ``file://`` URL.
+def open_sink(out: str | Path | Location, access: Access | None = None) -> Sink:
+    """Sink for the place that a user names as OUT: a folder, or a prefix in an Azure container.
+
+    Parameters
+    ----------
+    out : str, Path or Location
+        See `das_gpu.locations.parse_location`.
+    access : Access, optional
+        Credential and patience, for a container.
 
     Raises
     ------
     UsageError
-        When it is another kind of URL; the message leaves out everything but the scheme,
-        because a URL may carry a secret.
+        When das-gpu cannot write to such a place, or the credential cannot be found; no secret
+        is repeated.
     DestinationError
-        When something else than a folder is there.
+        When something else than a folder is there, or no such container.
+    AccessDeniedError
+        When the container's server refuses the credential.
     """
-    if isinstance(out, Path):
-        return LocalSink(out)
-    found = _SCHEME.match(out)
-    if found is None:
-        return LocalSink(Path(out))
-    url = urlsplit(out)
-    if url.scheme != "file":
+    location = out
+    if not isinstance(location, Location):
+        location = parse_location(location, credential=access.credential if access else None)
+    if location.is_local:
+        return LocalSink(location.path)
+    if location.scheme != "azure":
         raise UsageError(
-            f"The output is a {found[1].lower()}:// address, but this version writes to local "
-            f"folders only, not to cloud containers. Give a folder and copy it afterwards."
+            f"The output is {location}, but das-gpu only reads from such stores. It writes to "
+            f"folders and to containers of Azure Blob Storage: give one of these, and copy it."
         )
-    if url.netloc not in ("", "localhost"):
-        raise UsageError(
-            f"The output is a file:// address on the machine {url.hostname!r}, but only folders "
-            f"of this machine can be written. Write file:///folder with three slashes."
-        )
-    return LocalSink(Path(unquote(url.path)))
+    from das_gpu.blobsink import BlobSink
+
+    return BlobSink(location, access)
 
 
 def _raise_unless_absent(error: OSError) -> None:

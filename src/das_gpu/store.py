@@ -1,74 +1,63 @@
-"""Stores behind locations: opened with credentials, their exceptions translated.
-
-Credentials are looked up in the environment where a store is opened:
-
-- ``AZURE_STORAGE_CONNECTION_STRING``, else ``AZURE_STORAGE_ACCOUNT_KEY``, else
-  ``AZURE_STORAGE_SAS_TOKEN``. They are used only for the account that the connection string or
-  ``AZURE_STORAGE_ACCOUNT_NAME`` names, when one of them does: signing with another account's
-  key would lock us out of a public container.
-- ``s3://`` and ``gs://``: the vendors' own variables.
-
-Without one of these, reading is anonymous. The cloud's metadata address is never asked.
-"""
+"""A store's objects, read patiently: what passes is waited out, what doesn't becomes an error."""
 
 from __future__ import annotations
 
 import os
-import re
 import socket
-from collections.abc import Mapping
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
-from das_gpu.errors import (
-    AccessDeniedError,
-    DasGpuError,
-    SourceError,
-    SourceNotFoundError,
-    UsageError,
-)
-from das_gpu.locations import Location, connection_string
+from das_gpu.answers import Errand
+from das_gpu.credentials import ANONYMOUS, Credential
+from das_gpu.errors import ChunkUnreadableError, SourceNotFoundError, UsageError
+from das_gpu.locations import Location, parse_location
+from das_gpu.patience import GaveUp, Patience, Transient, Watch, patiently
+from das_gpu.transports import Absent, CheckSize, Part, Transport
 
-if TYPE_CHECKING:
-    from obstore.store import ObjectStore
+_T = TypeVar("_T")
 
-_CONNECT_S = 10
+TransportName = Literal["obstore", "azure-sdk"]
 
 
-def azure_credential(location: Location) -> dict[str, str]:
-    """Credential for an Azure location, from the environment.
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a location is reached. Holds no secret.
 
-    Returns
-    -------
-    dict
-        ``{"account_key": ...}``, ``{"sas_token": ...}`` (no leading ``?``), or empty for
-        anonymous access. The values are secret.
+    Attributes
+    ----------
+    credential : Credential
+    transport : {"obstore", "azure-sdk"}
+        The library that reads; ``azure-sdk`` reads Azure only.
+    patience : Patience
+    account : str
+        Storage account of ``az://`` locations, where they are not to be the environment's.
     """
-    named = connection_string()
-    if named and named.get("accountname", location.account) == location.account:
-        if key := named.get("accountkey"):
-            return {"account_key": key}
-        if token := named.get("sharedaccesssignature"):
-            return {"sas_token": token.lstrip("?")}
-    if os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", location.account) != location.account:
-        return {}
-    if key := os.environ.get("AZURE_STORAGE_ACCOUNT_KEY"):
-        return {"account_key": key}
-    if token := os.environ.get("AZURE_STORAGE_SAS_TOKEN"):
-        return {"sas_token": token.lstrip("?")}
-    return {}
+
+    credential: Credential = field(default_factory=Credential)
+    transport: TransportName = "obstore"
+    patience: Patience = field(default_factory=Patience)
+    account: str = ""
+
+    def locate(self, text: str | Path) -> Location:
+        """Understand a path or URL; see `das_gpu.locations.parse_location`."""
+        return parse_location(text, account=self.account, credential=self.credential)
 
 
-def open_store(location: Location, *, patience_s: float = 240.0) -> ObjectStore:
-    """Open the store whose root is the location. Reads nothing.
+class Store:
+    """The objects below a location. Safe to call from several threads.
+
+    Opening reads nothing. A pickle holds no secret: the credential is looked up again where it
+    is loaded.
 
     Parameters
     ----------
     location : Location
-        Where to read.
-    patience_s : float
-        Seconds during which one request is tried again after failures of the server.
+    access : Access, optional
 
     Raises
     ------
@@ -76,157 +65,144 @@ def open_store(location: Location, *, patience_s: float = 240.0) -> ObjectStore:
         The local folder, or the server, does not exist.
     SourceError
         The local path is a file.
+    UsageError
+        The credential cannot be found, or the transport does not reach such a place.
     """
-    from obstore import store as stores
-    from obstore.exceptions import BaseError
 
-    how: Any = {
-        "prefix": location.prefix or None,
-        "client_options": {
-            # `timeout` covers a whole body; a body cut by it is resumed where it stopped.
-            "timeout": "120s",
-            "connect_timeout": f"{_CONNECT_S}s",
-            "read_timeout": "10s",
-            "allow_http": location.endpoint.startswith("http://"),
-        },
-        "retry_config": {
-            "max_retries": 100,
-            "retry_timeout": timedelta(seconds=patience_s),
-            "backoff": {
-                "init_backoff": timedelta(seconds=1),
-                "max_backoff": timedelta(seconds=15),
-                "base": 2,
-            },
-        },
-    }
-    try:
-        match location.scheme:
-            case "file":
-                _check_folder(location)
-                return stores.LocalStore(location.prefix)
-            case "azure":
-                _check_server(location)
-                credential = azure_credential(location)
-                config: Any = {
-                    "account_name": location.account,
-                    "endpoint": location.endpoint,
-                    # Without this an anonymous reader asks the metadata address for a token.
-                    "skip_signature": not credential,
-                    **credential,
-                }
-                return stores.AzureStore(location.container, config=config, **how)
-            case "s3":
-                region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-                config = {
-                    "skip_signature": not os.environ.get("AWS_ACCESS_KEY_ID"),
-                    "region": region or "us-east-1",
-                }
-                return stores.S3Store(location.container, config=config, **how)
-            case "gs":
-                names = ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT")
-                config = {"skip_signature": not any(os.environ.get(name) for name in names)}
-                return stores.GCSStore(location.container, config=config, **how)
-    except (BaseError, OSError, ValueError) as exc:
-        raise translate(exc, location) from exc
+    def __init__(self, location: Location, access: Access | None = None) -> None:
+        self.location = location
+        self.access = access or Access()
+        self._alive_s = 0.0
+        self._secret = ANONYMOUS
+        if location.scheme == "azure":
+            self._secret = self.access.credential.resolve(location.account)
+        named = "" if self._secret.kind == "anonymous" else str(self.access.credential)
+        self._errand = Errand(location, named)
+        self._transport = self._open()
+        self._second: Transport | None = None
+        self._opening = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Store], tuple[Location, Access]]:
+        return Store, (self.location, self.access)
+
+    def _open(self) -> Transport:
+        if self.location.is_local:
+            from das_gpu.transports.files import Files
+
+            return Files(self._errand)
+        if self.access.transport == "azure-sdk":
+            if self.location.scheme != "azure":
+                raise UsageError(
+                    f"--transport azure-sdk reads Azure Blob Storage only, not {self.location}. "
+                    "Leave it out."
+                )
+            _check_server(self.location, self.access.patience)
+            return self._open_azure()
+        from das_gpu.transports.objects import Objects
+
+        if self.location.scheme == "azure":
+            _check_server(self.location, self.access.patience)
+        return Objects(self._errand, self._secret, self.access.patience)
+
+    def _open_azure(self) -> Transport:
+        from das_gpu.transports.blobs import Blobs
+
+        return Blobs(self._errand, self._secret, self.access.patience)
+
+    def get(
+        self,
+        key: str,
+        *,
+        check: CheckSize = lambda _: None,
+        part: Part | None = None,
+    ) -> memoryview | None:
+        """Read an object, or a part of it.
+
+        Parameters
+        ----------
+        key : str
+            Below the location.
+        check : callable
+            Told the number of bytes before they are read; what it raises ends the reading.
+        part : (int, int or None), optional
+            First and last-but-one byte; a negative start counts from the end.
+
+        Returns
+        -------
+        memoryview or None
+            The bytes, in memory that this thread's next `get` may use again; None when there is
+            no such object.
+
+        Raises
+        ------
+        ChunkUnreadableError
+            The store answers, but this object cannot be had.
+        SourceError, AccessDeniedError
+            The store failed or refused.
+        InterruptedRunError
+            See `das_gpu.patience.cancelled_by`.
+        """
+        throttled = False
+
+        def attempt(watch: Watch) -> memoryview | None:
+            nonlocal throttled
+            transport = self._showing_headers() if throttled else self._transport
+            try:
+                return transport.get(key, check, watch, part)
+            except Absent:
+                return None
+            except Transient as failure:
+                throttled = throttled or failure.throttled
+                raise
+
+        return self._patiently(attempt)
+
+    def children(self) -> tuple[list[str], list[str]]:
+        """Names of folders, and of objects, directly below the location; raises as `get` does."""
+        return self._patiently(lambda _: self._transport.children())
+
+    def container_facts(self) -> dict[str, str] | None:
+        """What Azure says of the container; None elsewhere, and where it says nothing."""
+        if self.location.scheme != "azure":
+            return None
+        from das_gpu.azure import container_client, container_facts
+
+        with container_client(self._errand, self._secret, self.access.patience) as client:
+            return container_facts(client)
+
+    def _patiently(self, attempt: Callable[[Watch], _T]) -> _T:
+        started = time.monotonic()
+        try:
+            answer = patiently(attempt, self.access.patience)
+        except GaveUp as end:
+            error = end.last.error
+            text = f"{error} {end}"
+            if end.last.answered or self._alive_s > started:
+                raise ChunkUnreadableError(text) from end
+            raise type(error)(text) from end
+        self._alive_s = time.monotonic()
+        return answer
+
+    def _showing_headers(self) -> Transport:
+        """The transport that sees a ``Retry-After``; obstore keeps such headers to itself."""
+        if self.location.scheme != "azure":
+            return self._transport
+        with self._opening:
+            if self._second is None:
+                self._second = self._open_azure()
+        return self._second
 
 
-def _check_folder(location: Location) -> None:
-    path = location.path
-    if path.is_dir():
-        return
-    if path.exists():
-        raise SourceError(
-            f"{location} is a file, not a folder. A Zarr archive is a folder: unpack it, or give "
-            "the folder that holds .zgroup or zarr.json."
-        )
-    raise SourceNotFoundError(
-        f"There is no folder {location}. Check the spelling and that the disk is mounted."
-    )
-
-
-def _check_server(location: Location) -> None:
-    """Fail at once for a server that isn't there; retrying is for servers that are."""
+def _check_server(location: Location, patience: Patience) -> None:
+    """Fail at once for a server that isn't there; trying again is for servers that are."""
     url = urlsplit(location.endpoint)
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
         return
     host, port = url.hostname or "", url.port or 443
     try:
-        socket.create_connection((host, port), timeout=_CONNECT_S).close()
-    except OSError as exc:
+        socket.create_connection((host, port), timeout=patience.connect_s).close()
+    except OSError as error:
         raise SourceNotFoundError(
-            f"No connection to {host}, port {port}, for {location}: {exc.strerror or exc}. Check "
-            "the account's name, the network and the proxy settings."
-        ) from exc
-
-
-_MEANING: Mapping[str, tuple[type[DasGpuError], str]] = {
-    "FileNotFoundError": (SourceNotFoundError, "nothing is stored there"),
-    "NotFoundError": (SourceNotFoundError, "nothing is stored there"),
-    "NotADirectoryError": (SourceNotFoundError, "nothing is stored there"),
-    "PermissionError": (AccessDeniedError, "access is denied"),
-    "PermissionDeniedError": (AccessDeniedError, "access is denied"),
-    "UnauthenticatedError": (AccessDeniedError, "the credentials are not valid"),
-    "InvalidPathError": (UsageError, "the name is not a valid key"),
-    "UnknownConfigurationKeyError": (UsageError, "a store setting is not known"),
-    "NotSupportedError": (SourceError, "the store does not offer this operation"),
-    "AlreadyExistsError": (SourceError, "the store reports a conflict"),
-    "PreconditionError": (SourceError, "the store refuses a precondition"),
-    "NotModifiedError": (SourceError, "the store answers 'not modified'"),
-    "JoinError": (SourceError, "the reader was stopped"),
-    "GenericError": (SourceError, "the store failed"),
-    "BaseError": (SourceError, "the store failed"),
-}
-_STATUS: Mapping[str, tuple[type[DasGpuError], str]] = {
-    "401": _MEANING["UnauthenticatedError"],
-    "403": _MEANING["PermissionDeniedError"],
-    "404": _MEANING["FileNotFoundError"],
-}
-_ADVICE: Mapping[type[DasGpuError], str] = {
-    SourceNotFoundError: "Check the spelling",
-    AccessDeniedError: "Check the credentials",
-    UsageError: "Correct the location",
-    SourceError: "Try again; if it persists, ask who runs the store",
-}
-
-
-def translate(exc: Exception, location: Location, key: str = "") -> DasGpuError:
-    """Say in das-gpu's terms what a store's exception means; raise the answer ``from`` it.
-
-    Parameters
-    ----------
-    exc : Exception
-        From obstore, or an ``OSError`` or ``ValueError``; a das-gpu error comes back unchanged.
-    location : Location
-        What was being read.
-    key : str
-        The object, when it is one.
-
-    Returns
-    -------
-    DasGpuError
-        ``AccessDeniedError``, ``SourceNotFoundError``, ``UsageError`` or ``SourceError``.
-    """
-    if isinstance(exc, DasGpuError):
-        return exc
-    text = str(exc)
-    names = (name for name in (cls.__name__ for cls in type(exc).__mro__) if name in _MEANING)
-    kind, meaning = _MEANING[next(names, "BaseError")]
-    status = re.search(r"status code: (\d{3})", text)
-    code = re.search(r"<Code>(\w+)</Code>", text)
-    if kind is SourceError and status and status[1] in _STATUS:
-        kind, meaning = _STATUS[status[1]]
-    if "PublicAccessNotPermitted" in text or "Permission denied" in text:
-        kind, meaning = _MEANING["PermissionError"]
-    if status:
-        found = f"HTTP status {status[1]}" + (f", {code[1]}" if code else "")
-    else:
-        found = text.splitlines()[0] if text else type(exc).__name__
-    advice = _ADVICE[kind]
-    if location.scheme == "azure" and kind in (SourceNotFoundError, AccessDeniedError):
-        how = "with the credential of" if azure_credential(location) else "anonymously; set"
-        advice += (
-            f". It was read {how} AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_ACCOUNT_KEY or "
-            "AZURE_STORAGE_SAS_TOKEN" + (" for a private container" if "anon" in how else "")
-        )
-    place = f"{location}/{key}" if key else str(location)
-    return kind(f"Reading {place}: {meaning} ({found}). {advice}.")
+            f"No connection to {host}, port {port}, for {location}: {error.strerror or error}. "
+            "Check the account's name, the network and the proxy settings."
+        ) from error

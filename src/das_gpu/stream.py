@@ -1,10 +1,11 @@
 """One segment's chunks: fetched ahead, decoded, put in a ring, in bounded memory.
 
 Loader threads walk the segment one column of stored chunks (one stretch of time, all
-selected channels) at a time. Each takes the next chunk as soon as the ring has room for its
-column, so loading runs ahead of the work by as much as the ring holds and no further, and
-every stored chunk is fetched and decoded once. What a chunk, the time axis or the sample
-counter says about a row of tiles becomes the row's spans.
+selected channels) at a time. Each fetches the next chunk and, when the ring has room for its
+column, decodes it into one of a few buffers that all threads share. So there is always a
+request in flight for each thread, loading runs ahead of the work by what the ring holds and
+one chunk's bytes for each thread, and every stored chunk is fetched and decoded once. What a
+chunk, the time axis or the sample counter says about a row of tiles becomes the row's spans.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from queue import LifoQueue
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -20,13 +22,16 @@ from numpy.typing import NDArray
 
 from das_gpu.archive import Archive
 from das_gpu.backends import Ring
-from das_gpu.errors import ChunkCorruptError, ChunkError, InterruptedRunError
-from das_gpu.model import RowWindow, Segment, Span, Status
+from das_gpu.errors import ChunkError, InterruptedRunError
+from das_gpu.model import RowWindow, Segment
+from das_gpu.patience import cancelled_by
 from das_gpu.plan import Plan
-from das_gpu.timeline import Cuts, Lost, Timeline
+from das_gpu.spans import archive_window, core, held, row_spans
+from das_gpu.timeline import Lost, Timeline
 
 OnMissing = Literal["skip", "error", "fill"]
 
+_LOOK_S = 0.5
 AXES = -1
 """The job of a column that reads the time axis and its companions."""
 
@@ -79,9 +84,13 @@ class SegmentStream:
     ring : Ring
         Of `ring_capacity` held samples of type `held_dtype`.
     loaders : int
-        Threads that fetch and decode.
+        Threads that fetch and decode: requests in flight.
+    decoders : int
+        Threads of these that may decode at a time, each into a buffer of a chunk's size.
     on_missing : {"skip", "error", "fill"}
         A lost chunk loses its tiles, stops the segment, or makes its channels dead.
+    stopped : threading.Event, optional
+        Looked at while a row is waited for; raises ``InterruptedRunError``.
     """
 
     def __init__(
@@ -92,11 +101,13 @@ class SegmentStream:
         ring: Ring,
         *,
         loaders: int,
+        decoders: int | None = None,
         on_missing: OnMissing = "skip",
+        stopped: threading.Event | None = None,
     ) -> None:
         self.traffic = Traffic()
         self._archive, self._plan, self._segment, self._ring = archive, plan, segment, ring
-        self._on_missing = on_missing
+        self._on_missing, self._stopped = on_missing, stopped
         self._chunk_rows, self._columns = plan.chunk_grid(segment)
         self._timeline = Timeline(archive, strict=on_missing == "error")
         self._capacity = ring_capacity(plan)
@@ -106,9 +117,13 @@ class SegmentStream:
         )
         jobs_per_column = len(self._chunk_rows) + 1
         self._state = {column: _Column(jobs_per_column) for column in self._columns}
-        self._low = self._window0(segment.row0)
+        self._low = held(plan, archive_window(plan, segment.row0)[0])
         self._failure: BaseException | None = None
-        self._closed = False
+        self._closed = threading.Event()
+        # The last one used is the first to be used again: it is still in the processor's cache.
+        self._buffers: LifoQueue[NDArray[Any]] = LifoQueue()
+        for _ in range(min(decoders or loaders, loaders)):
+            self._buffers.put(np.empty(archive.data.chunk_shape, dtype=archive.data.dtype))
         self._threads = [
             threading.Thread(target=self._load, name=f"das-gpu-loader-{n}", daemon=True)
             for n in range(loaders)
@@ -130,15 +145,15 @@ class SegmentStream:
             thread.join()
 
     def close(self) -> None:
-        """Tell the loaders to stop; safe from any thread."""
+        """Tell the loaders to stop, in the middle of a request too; safe from any thread."""
         with self._change:
-            self._closed = True
+            self._closed.set()
             self._change.notify_all()
 
     def __iter__(self) -> Iterator[RowWindow]:
         """Yield each row as soon as its window is in the ring."""
         for row in range(self._segment.row0, self._segment.row1):
-            stop = min(self._archive_window(row)[1], self._segment.read.t1)
+            stop = min(archive_window(self._plan, row)[1], self._segment.read.t1)
             last = (stop - 1) // self._plan.acquisition.chunk_shape[1]
             self._await(last)
             yield self._row_window(row)
@@ -147,24 +162,11 @@ class SegmentStream:
     def release(self, row: int) -> None:
         """Let the loaders overwrite what only this row and earlier ones needed."""
         with self._change:
-            self._low = max(self._low, self._window0(row + 1))
-            self._timeline.forget(self._archive_window(row + 1)[0])
+            self._low = max(self._low, held(self._plan, archive_window(self._plan, row + 1)[0]))
+            self._timeline.forget(archive_window(self._plan, row + 1)[0])
             self._change.notify_all()
 
     # --- rows ---------------------------------------------------------------------------
-
-    def _archive_window(self, row: int) -> tuple[int, int]:
-        """Archive samples of a row's window; may reach beyond the record."""
-        start = self._plan.sample_start + row * self._plan.tile_span - self._plan.halo_before
-        return start, start + self._plan.window_span
-
-    def _window0(self, row: int) -> int:
-        """Ring index of the first held sample of a row's window."""
-        return self._held(self._archive_window(row)[0])
-
-    def _held(self, sample: int) -> int:
-        """Ring index of the first held sample at or after an archive sample."""
-        return -((self._plan.sample_start - sample) // self._plan.hold_step)
 
     def _await(self, column: int) -> None:
         """Wait until this column and all before it are in the ring."""
@@ -172,29 +174,25 @@ class SegmentStream:
             for wanted in range(self._columns.start, column + 1):
                 state = self._state.get(wanted)
                 while state is not None and not state.ready and self._failure is None:
-                    if self._closed:
+                    if self._closed.is_set() or (self._stopped and self._stopped.is_set()):
                         raise InterruptedRunError("The segment was cancelled.")
-                    self._change.wait()
+                    self._change.wait(_LOOK_S)
                 if self._failure is not None:
                     raise self._failure
 
     def _row_window(self, row: int) -> RowWindow:
         """Spans, times and quality of a row whose samples are in the ring."""
         plan = self._plan
-        w0, w1 = self._archive_window(row)
-        t0 = w0 + plan.halo_before
-        t1 = min(t0 + plan.tile_span, plan.acquisition.n_samples)
+        w0, w1 = archive_window(plan, row)
+        t0, t1 = core(plan, row)
         cuts = self._timeline.cuts(max(0, w0), min(w1, plan.acquisition.n_samples))
-        per_chunk = {
-            chunk_row: self._usable(row, cuts, self._lost(chunk_row, w0, w1))
-            for chunk_row in self._chunk_rows
-        }
+        lost = {chunk_row: self._lost(chunk_row, w0, w1) for chunk_row in self._chunk_rows}
         start_ns, end_ns = self._timeline.limits(t0, t1, plan.tile_span)
         return RowWindow(
             row=row,
-            held0=self._held(w0),
+            held0=held(plan, w0),
             length=plan.window_span // plan.hold_step,
-            spans=tuple(self._spans(per_chunk)),
+            spans=row_spans(plan, row, cuts, lost, fill=self._on_missing == "fill"),
             start_ns=start_ns,
             end_ns=end_ns,
             quality=self._timeline.quality(t0, t1),
@@ -212,85 +210,32 @@ class SegmentStream:
             if chunk_row in self._state[column].lost
         ]
 
-    def _usable(self, row: int, cuts: Cuts, chunks: list[Lost]) -> Span:
-        """The usable samples of a row's window, as a span without channels.
-
-        ``chunks`` are the lost ones of the samples, which ``fill`` forgives; it does not forgive
-        a time axis that cannot be read.
-        """
-        plan = self._plan
-        w0, w1 = self._archive_window(row)
-        t0 = w0 + plan.halo_before
-        t1 = min(t0 + plan.tile_span, plan.acquisition.n_samples)
-        lost, jumps = [*cuts.lost, *chunks], cuts.jumps
-        hit = [each for each in lost if each.start < t1 and each.stop > t0]
-        filled = self._on_missing == "fill" and not any(each in cuts.lost for each in hit)
-        inside = [jump for jump in jumps if t0 < jump < t1]
-        if hit and not (filled and inside):
-            worst = min(hit, key=lambda each: each.status.rank)
-            return Span(0, 0, 0, 0, Status.OK if filled else worst.status, worst.reason)
-        if inside:
-            reason = f"the time axis jumps at sample {inside[0]}, inside the tile"
-            return Span(0, 0, 0, 0, Status.GAP, reason)
-        low = max([0, w0, *(e.stop for e in lost if e.stop <= t0), *(j for j in jumps if j <= t0)])
-        high = min(
-            [
-                plan.acquisition.n_samples,
-                w1,
-                *(e.start for e in lost if e.start >= t1),
-                *(j for j in jumps if j >= t1),
-            ]
-        )
-        v0, v1 = (self._held(sample) - self._held(w0) for sample in (low, high))
-        if v0 == 0 and v1 == plan.window_span // plan.hold_step:
-            return Span(0, 0, v0, v1, Status.OK)
-        return Span(0, 0, v0, v1, Status.EDGE, self._edge_reason(low, high, w0, w1, lost))
-
-    def _edge_reason(self, low: int, high: int, w0: int, w1: int, lost: list[Lost]) -> str:
-        """Why a halo is cut."""
-        if any(each.stop == low or each.start == high for each in lost):
-            return "the halo is cut at a lost chunk"
-        at_end = (low == 0 and w0 < 0) or (high == self._plan.acquisition.n_samples and high < w1)
-        return "the halo is cut at the record's end" if at_end else "the halo is cut at a time jump"
-
-    def _spans(self, per_chunk: dict[int, Span]) -> Iterator[Span]:
-        """Runs of kept channels whose samples come from the same chunk rows."""
-        plan = self._plan
-        height = plan.acquisition.chunk_shape[0]
-        tail = plan.channel_step - 1 if plan.recipe.selection.channel_reduce == "mean" else 0
-        first = plan.channel_start + np.arange(plan.kept_channels) * plan.channel_step
-        rows = np.stack([first // height, (first + tail) // height])
-        starts = np.flatnonzero(np.any(np.diff(rows, axis=1, prepend=-1), axis=0))
-        for k0, k1 in zip(starts, [*starts[1:], plan.kept_channels], strict=True):
-            parts = [per_chunk[r] for r in range(int(rows[0, k0]), int(rows[1, k0]) + 1)]
-            worst = min(parts, key=lambda part: part.status.rank)
-            v0, v1 = max(part.v0 for part in parts), min(part.v1 for part in parts)
-            yield Span(int(k0), int(k1), v0, max(v0, v1), worst.status, worst.reason)
-
     # --- loaders ------------------------------------------------------------------------
 
     def _load(self) -> None:
         """Take jobs in order until there are none, the stream is closed, or one fails."""
-        chunk = np.empty(self._archive.data.chunk_shape, dtype=self._archive.data.dtype)
         try:
-            while (job := self._next_job()) is not None:
-                self._run_job(*job, chunk)
+            with cancelled_by(self._closed):
+                while (job := self._next_job()) is not None:
+                    self._run_job(*job)
         except BaseException as error:  # noqa: BLE001 - handed to the thread that iterates
             with self._change:
                 self._failure = self._failure or error
-                self._change.notify_all()
+            self.close()
 
     def _next_job(self) -> tuple[int, int] | None:
         with self._change:
-            job = None if self._closed or self._failure else next(self._jobs, None)
-            if job is None:
-                return None
-            stop = self._held(self._samples_of(job[0])[1])
+            return None if self._closed.is_set() else next(self._jobs, None)
+
+    def _room(self, column: int) -> NDArray[Any]:
+        """Wait until the ring has room for a column, and take a buffer to decode into."""
+        stop = held(self._plan, self._samples_of(column)[1])
+        with self._change:
             while stop - self._low > self._capacity:
-                if self._closed or self._failure:
-                    return None
+                if self._closed.is_set():
+                    raise InterruptedRunError("The segment was cancelled.")
                 self._change.wait()
-            return job
+        return self._buffers.get()
 
     def _samples_of(self, column: int) -> tuple[int, int]:
         """Archive samples of a column that the segment reads."""
@@ -298,13 +243,13 @@ class SegmentStream:
         read = self._segment.read
         return max(column * width, read.t0), min((column + 1) * width, read.t1)
 
-    def _run_job(self, column: int, chunk_row: int, chunk: NDArray[Any]) -> None:
+    def _run_job(self, column: int, chunk_row: int) -> None:
         lost: Lost | None = None
         start, stop = self._samples_of(column)
         if chunk_row == AXES:
             self._timeline.read(start, stop)
         else:
-            lost = self._read_chunk(column, chunk_row, chunk)
+            lost = self._read_chunk(column, chunk_row)
         state = self._state[column]
         with self._change:
             if lost is not None:
@@ -318,22 +263,30 @@ class SegmentStream:
                 state.ready = True
                 self._change.notify_all()
 
-    def _read_chunk(self, column: int, chunk_row: int, chunk: NDArray[Any]) -> Lost | None:
-        """Fetch and decode one chunk into ``chunk``, keep its wanted part; or say it is lost."""
+    def _read_chunk(self, column: int, chunk_row: int) -> Lost | None:
+        """Fetch and decode one chunk and keep its wanted part; or say that it is lost."""
         data = self._archive.data
         transposed = self._plan.acquisition.dims[0] == "time"
         index = (column, chunk_row) if transposed else (chunk_row, column)
+        buffers: list[NDArray[Any]] = []
+
+        def room() -> NDArray[Any]:
+            buffers.append(self._room(column))
+            return buffers[0]
+
         try:
-            stored = data.read(index, chunk)
+            stored = data.read_when_ready(index, room)
+            self._keep(column, chunk_row, buffers[0].T if transposed else buffers[0])
         except ChunkError as error:
             if self._on_missing == "error":
                 raise
-            status = Status.CORRUPT if isinstance(error, ChunkCorruptError) else Status.MISSING
-            return Lost(*self._samples_of(column), status, str(error))
+            return Lost.by(error, *self._samples_of(column))
+        finally:
+            for buffer in buffers:
+                self._buffers.put(buffer)
         with self._change:
             self.traffic.chunks += 1
             self.traffic.stored_bytes += stored
-        self._keep(column, chunk_row, chunk.T if transposed else chunk)
         return None
 
     def _keep(self, column: int, chunk_row: int, block: NDArray[Any]) -> None:
@@ -341,7 +294,7 @@ class SegmentStream:
         plan = self._plan
         height, width = plan.acquisition.chunk_shape
         start, stop = self._samples_of(column)
-        held0 = self._held(start)
+        held0 = held(self._plan, start)
         first = plan.sample_start + held0 * plan.hold_step
         samples = block[:, first - column * width : stop - column * width : plan.hold_step]
         step, c0 = plan.channel_step, plan.channel_start
@@ -372,4 +325,4 @@ class SegmentStream:
         """Put groups in the ring whose members lie in several chunk rows, summed in order."""
         for k, parts in partial.items():
             total = np.sum([parts[row] for row in sorted(parts)], axis=0)
-            self._ring.store(total[None] / self._plan.channel_step, k, self._held(start))
+            self._ring.store(total[None] / self._plan.channel_step, k, held(self._plan, start))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from das_gpu.archive import Archive
 from das_gpu.chunks import StoredArray
-from das_gpu.errors import ChunkCorruptError, ChunkError
+from das_gpu.errors import ChunkCorruptError, ChunkError, ChunkMissingError
 from das_gpu.model import Status
 
 
@@ -28,6 +28,17 @@ class Lost:
     stop: int
     status: Status
     reason: str
+
+    @classmethod
+    def by(cls, error: ChunkError, start: int, stop: int) -> Lost:
+        """What an error loses: the chunk is not there, is damaged, or cannot be had for now."""
+        if isinstance(error, ChunkCorruptError):
+            status = Status.CORRUPT
+        elif isinstance(error, ChunkMissingError):
+            status = Status.MISSING
+        else:
+            status = Status.ERROR
+        return cls(start, stop, status, str(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +97,7 @@ class Timeline:
         except ChunkError as error:
             if self._strict:
                 raise
-            status = Status.CORRUPT if isinstance(error, ChunkCorruptError) else Status.MISSING
-            lost = Lost(t0, t1, status, str(error))
+            lost = Lost.by(error, t0, t1)
         quality = np.zeros(t1 - t0, dtype=np.int64)
         for variable, factor in self._archive.quality:
             bits = self._companion(variable, t0, t1)

@@ -6,7 +6,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from das_gpu.cli import console
-from das_gpu.cli.options import RUNNING, OutputOptions, RecipeOptions, option, resolve_demo
+from das_gpu.cli.options import (
+    ACCESS,
+    LOADERS,
+    RUNNING,
+    AccessOptions,
+    OutputOptions,
+    RecipeOptions,
+    option,
+    resolve_demo,
+)
 from das_gpu.cli.plan import show
 from das_gpu.errors import UsageError
 
@@ -22,6 +31,10 @@ def extract(
     /,
     *,
     options: RecipeOptions | None = None,
+    reading: AccessOptions | None = None,
+    out_credential: Annotated[
+        str, option(ACCESS, "The same for OUT. [default: auto]", metavar="FORM")
+    ] = "auto",
     backend: Annotated[
         Literal["auto", "cpu", "gpu"],
         option(RUNNING, "Where to compute. [default: auto]"),
@@ -30,6 +43,7 @@ def extract(
         int | None,
         option(RUNNING, "Compute threads. [default: one per processor]", metavar="N"),
     ] = None,
+    loaders: LOADERS = None,
     on_missing: Annotated[
         Literal["skip", "error", "fill"],
         option(
@@ -60,15 +74,17 @@ def extract(
     source
         A folder, an https:// address of Azure Blob Storage, az://, s3://, gs://, or demo:.
     out
-        Folder for the images, made when it is not there.
+        Folder for the images, made when it is not there, or a container of Azure Blob Storage
+        and a prefix, as https:// or az:// address.
     """
     as_json = (output or OutputOptions()).json
-    options = options or RecipeOptions()
+    options, reading = options or RecipeOptions(), reading or AccessOptions()
     if dry_run:
-        return show(source, options, segment_minutes, as_json=as_json)
+        return show(source, options, reading, segment_minutes, loaders, as_json=as_json)
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers} leaves nobody to compute: give at least 1.")
     recipe = options.recipe()
+    access, out_access = reading.access(), reading.access(out_credential)
     resolve_demo(source)
     from das_gpu import run
 
@@ -79,9 +95,12 @@ def extract(
             recipe,
             backend=backend,
             workers=workers,
+            loaders=loaders,
             segment_minutes=segment_minutes,
             on_missing=on_missing,
             overwrite=overwrite,
+            access=access,
+            out_access=out_access,
             on_start=_announce,
             on_progress=lambda progress: _show(bar, progress),
         )

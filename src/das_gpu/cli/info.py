@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from das_gpu.cli import console
-from das_gpu.cli.options import ArchiveOptions, OutputOptions, resolve_demo
+from das_gpu.cli.options import AccessOptions, ArchiveOptions, OutputOptions, resolve_demo
 
 if TYPE_CHECKING:
     from das_gpu.archive import Archive
@@ -16,6 +16,7 @@ def info(
     /,
     *,
     options: ArchiveOptions | None = None,
+    reading: AccessOptions | None = None,
     output: OutputOptions | None = None,
 ) -> int:
     """Show what an archive holds; its metadata and the ends of its time axis are read.
@@ -32,7 +33,8 @@ def info(
 
     recipe = (options or ArchiveOptions()).recipe()
     resolve_demo(source)
-    facts = describe(open_archive(resolve_source(source), recipe.archive))
+    access = (reading or AccessOptions()).access()
+    facts = describe(open_archive(resolve_source(source), recipe.archive, access))
     if (output or OutputOptions()).json:
         console.write_json(facts)
     else:
@@ -42,12 +44,14 @@ def info(
 
 def describe(archive: Archive) -> dict[str, Any]:
     """Facts about an archive by name, units in the names, ready for JSON."""
+    from das_gpu.store import Store
     from das_gpu.timescale import iso_time
 
     found = archive.acquisition
     itemsize = archive.data.dtype.itemsize
     return {
         "location": str(archive.location),
+        "container": Store(archive.location, archive.access).container_facts(),
         "zarr_format": archive.zarr_format,
         "data": archive.data.name,
         "time": archive.time.name,
@@ -71,11 +75,18 @@ def describe(archive: Archive) -> dict[str, Any]:
     }
 
 
+def _container_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    return [("container", f"{found['access']}, last changed {found['last_modified']}")]
+
+
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     cable_m = facts["channel_spacing_m"] * (facts["channels"] - 1)
     spacing = f"{facts['channel_spacing_m']:g} m ({facts['channel_spacing_origin']})"
     return [
         ("archive", f"{facts['location']} (Zarr format {facts['zarr_format']})"),
+        *_container_rows(facts["container"]),
         ("samples", f"{facts['data']} ({', '.join(facts['stored_dims'])}), {facts['dtype']}"),
         ("times", facts["time"]),
         ("sample counter", facts["counter"] or "none"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import App, ArgumentCollection, Group, Parameter, Token
+from cyclopts import App, ArgumentCollection, Group, Parameter, Token, validators
 from cyclopts.config import Env
 
 from das_gpu.cli import console
@@ -19,9 +19,15 @@ from das_gpu.errors import UsageError
 
 if TYPE_CHECKING:
     from das_gpu.recipe import Recipe
+    from das_gpu.store import Access
 
 RECIPE = Group("Recipe", sort_key=10)
 ARCHIVE = Group("Archive", help="What the archive's metadata does not say.", sort_key=11)
+ACCESS = Group(
+    "Access",
+    help="A secret is never given itself, but the environment variable, or @FILE, that holds it.",
+    sort_key=17,
+)
 SELECTION = Group("Selection", help="Archive indices and UTC; stops are excluded.", sort_key=12)
 PROCESSING = Group("Processing", sort_key=13)
 IMAGES = Group("Images", sort_key=14)
@@ -67,6 +73,17 @@ def option(
     return Parameter(name=name, group=group, help=text, metavar=metavar)
 
 
+LOADERS = Annotated[
+    int | None,
+    Parameter(
+        group=RUNNING,
+        help="Chunks asked for at a time. [default: one per processor, over a network 8]",
+        metavar="N",
+        validator=validators.Number(gte=1),
+    ),
+]
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class OutputOptions:
@@ -74,6 +91,50 @@ class OutputOptions:
 
     json: Annotated[bool, option(OUTPUT, "One JSON object on stdout, errors included.")] = False
     debug: Annotated[bool, option(OUTPUT, "The traceback of an error, for a bug report.")] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class AccessOptions:
+    """How SOURCE is reached."""
+
+    credential: Annotated[
+        str,
+        option(
+            ACCESS,
+            "anonymous, default (azure-identity), or key:, sas: or connection-string: and NAME or "
+            "@FILE. [default: auto, what AZURE_STORAGE_... variables hold for the account, "
+            "else anonymous]",
+            metavar="FORM",
+        ),
+    ] = "auto"
+    account: Annotated[
+        str, option(ACCESS, "Storage account of an az:// address.", metavar="NAME")
+    ] = ""
+    transport: Annotated[
+        Literal["obstore", "azure-sdk"],
+        option(ACCESS, "The library that reads. [default: obstore]"),
+    ] = "obstore"
+    patience: Annotated[
+        float | None,
+        option(
+            ACCESS,
+            "How long one chunk is tried before it is given up. [default: 240]",
+            metavar="SECONDS",
+        ),
+    ] = None
+
+    def access(self, credential: str | None = None) -> Access:
+        """How SOURCE is reached; with another credential, how OUT is."""
+        from das_gpu.credentials import Credential
+        from das_gpu.patience import Patience
+        from das_gpu.store import Access
+
+        if self.patience is not None and not self.patience > 0:
+            raise UsageError(f"--patience {self.patience:g} leaves no time: give seconds above 0.")
+        patience = Patience() if self.patience is None else Patience.within(self.patience)
+        parsed = Credential.parse(self.credential if credential is None else credential)
+        return Access(parsed, self.transport, patience, self.account)
 
 
 @Parameter(name="*")

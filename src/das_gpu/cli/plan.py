@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 from das_gpu.cli import console
-from das_gpu.cli.options import RUNNING, OutputOptions, RecipeOptions, option, resolve_demo
+from das_gpu.cli.options import (
+    LOADERS,
+    RUNNING,
+    AccessOptions,
+    OutputOptions,
+    RecipeOptions,
+    option,
+    resolve_demo,
+)
 
 if TYPE_CHECKING:
     from das_gpu.archive import Archive
@@ -17,10 +25,12 @@ def plan(
     /,
     *,
     options: RecipeOptions | None = None,
+    reading: AccessOptions | None = None,
     segment_minutes: Annotated[
         float | None,
         option(RUNNING, "Unit of resume. [default: 15]", metavar="MINUTES"),
     ] = None,
+    loaders: LOADERS = None,
     output: OutputOptions | None = None,
 ) -> int:
     """Show what a run would read and make; no sample is read and nothing is written.
@@ -35,16 +45,25 @@ def plan(
     return show(
         source,
         options or RecipeOptions(),
+        reading or AccessOptions(),
         segment_minutes,
+        loaders,
         as_json=(output or OutputOptions()).json,
     )
 
 
 def show(
-    source: str, options: RecipeOptions, segment_minutes: float | None, *, as_json: bool
+    source: str,
+    options: RecipeOptions,
+    reading: AccessOptions,
+    segment_minutes: float | None,
+    loaders: int | None,
+    *,
+    as_json: bool,
 ) -> int:
     """Plan a run and write what it would read and make to stdout."""
-    from das_gpu.run import SEGMENT_MINUTES, prepare
+    from das_gpu.host import processors
+    from das_gpu.run import SEGMENT_MINUTES, default_loaders, prepare
 
     recipe = options.recipe()
     resolve_demo(source)
@@ -52,8 +71,9 @@ def show(
         source,
         recipe,
         segment_minutes=SEGMENT_MINUTES if segment_minutes is None else segment_minutes,
+        access=reading.access(),
     )
-    facts = describe(archive, planned)
+    facts = describe(archive, planned, loaders or default_loaders(archive, processors()))
     if as_json:
         console.write_json(facts)
     else:
@@ -61,7 +81,7 @@ def show(
     return 0
 
 
-def describe(archive: Archive, plan: Plan) -> dict[str, Any]:
+def describe(archive: Archive, plan: Plan, loaders: int) -> dict[str, Any]:
     """Facts about a plan by name, units in the names, ready for JSON."""
     from das_gpu.timescale import iso_time
 
@@ -82,7 +102,8 @@ def describe(archive: Archive, plan: Plan) -> dict[str, Any]:
         "decoded_bytes": plan.chunk_reads * chunk_bytes,
         "requests": plan.chunk_reads + _axis_reads(archive, plan),
         "read_amplification": plan.read_amplification,
-        "memory_bytes": memory_bytes(archive, plan),
+        "loaders": loaders,
+        "memory_bytes": memory_bytes(archive, plan, loaders),
         "first_tile_time": iso_time(first_ns),
         "last_tile_end": iso_time(last_ns),
         "unused_channels": plan.unused_channels,
@@ -92,22 +113,22 @@ def describe(archive: Archive, plan: Plan) -> dict[str, Any]:
     }
 
 
-def memory_bytes(archive: Archive, plan: Plan) -> int:
+def memory_bytes(archive: Archive, plan: Plan, loaders: int) -> int:
     """Estimate of what a run on the CPU holds at once, beyond the program itself.
 
-    The ring (kept channels x its capacity), two chunk buffers for each loader (as stored,
-    which is at most as large as decoded, and decoded), and for one row of tiles the analytic
+    The ring (kept channels x its capacity), for each loader a chunk as stored, which is at most
+    as large as decoded, for each processor a decoded chunk, and for one row of tiles the analytic
     signal (complex) and its envelope (real) in the recipe's precision::
 
-        kept * capacity * held + loaders * 2 * chunk + kept * tile_samples * 3 * real
+        kept * capacity * held + (loaders + decoders) * chunk + kept * tile_samples * 3 * real
     """
     import numpy as np
 
-    from das_gpu.run import default_loaders, default_workers
+    from das_gpu.host import processors
     from das_gpu.stream import held_dtype, ring_capacity
 
     ring = plan.kept_channels * ring_capacity(plan) * held_dtype(plan).itemsize
-    chunks = 2 * default_loaders(archive, default_workers()) * archive.data.chunk_nbytes
+    chunks = (loaders + min(loaders, processors())) * archive.data.chunk_nbytes
     real = np.dtype(plan.recipe.compute.dtype).itemsize
     return ring + chunks + plan.kept_channels * plan.tile_samples * 3 * real
 
@@ -155,6 +176,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("common-mode median", median),
         ("reading", f"{read} decoded, {facts['requests']:,} requests"),
         ("amplification", f"{facts['read_amplification']:.3f} samples read per sample in tiles"),
+        ("loaders", f"{facts['loaders']} chunks asked for at a time"),
         ("memory", f"about {console.bytes_text(facts['memory_bytes'])}"),
         (
             "left over",

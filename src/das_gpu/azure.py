@@ -1,0 +1,101 @@
+"""Azure's own client library: a container's client, and what its exceptions mean."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from das_gpu.answers import Errand
+from das_gpu.credentials import Secret
+from das_gpu.errors import SourceError
+from das_gpu.patience import RETRIED, Patience, Transient, parse_retry_after
+from das_gpu.redaction import guard, scrub
+
+if TYPE_CHECKING:
+    from azure.storage.blob import ContainerClient
+
+BLOCK_BYTES = 64 << 10
+"""Read from the socket at a time: the library's 4 kB cost twice the processor time."""
+_WHOLE = 1 << 31
+
+
+def container_client(errand: Errand, secret: Secret, patience: Patience) -> ContainerClient:
+    """Make a client of the location's container; it sends nothing.
+
+    Trying again is left to `das_gpu.patience.patiently`: the library neither repeats after
+    429 nor waits for a ``Retry-After``.
+    """
+    from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential
+    from azure.storage.blob import ContainerClient
+
+    guard()
+    location = errand.location
+    credential: Any = None
+    match secret.kind:
+        case "key":
+            credential = AzureNamedKeyCredential(location.account, secret.value)
+        case "sas":
+            credential = AzureSasCredential(secret.value)
+        case "token":
+            credential = secret.chain
+    try:
+        return ContainerClient(
+            location.endpoint,
+            location.container,
+            credential=credential,
+            retry_total=0,
+            connection_timeout=patience.connect_s,
+            read_timeout=patience.stall_s,
+            connection_data_block_size=BLOCK_BYTES,
+            max_single_get_size=_WHOLE,
+            max_chunk_get_size=_WHOLE,
+        )
+    except ValueError as error:
+        scrub(error)
+        unsound = "the address or the credential is not sound"
+        raise errand.failed("", SourceError, unsound, str(error)) from error
+
+
+def explain(error: Exception, errand: Errand, key: str = "") -> Exception:
+    """What an exception of the library means.
+
+    Parameters
+    ----------
+    error : azure.core.exceptions.AzureError or ValueError
+    errand : Errand
+    key : str
+        The object, when it is one.
+
+    Returns
+    -------
+    Transient or DasGpuError
+    """
+    scrub(error)
+    response: Any = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if status is None:
+        found = next(iter(str(error).splitlines()), "") or type(error).__name__
+        return Transient(errand.failed(key, SourceError, "the store cannot be reached", found))
+    code = str(getattr(error, "error_code", None) or "")
+    failed = errand.answered(key, status, code.rpartition(".")[2])
+    if status not in RETRIED:
+        return failed
+    return Transient(failed, retry_after_s=parse_retry_after(response.headers.get("Retry-After")))
+
+
+def container_facts(client: ContainerClient) -> dict[str, str] | None:
+    """Who may read a container without credentials, and when it was last changed.
+
+    None where its properties are not for us: a container may be public for reading its blobs and
+    closed for everything else.
+    """
+    from azure.core.exceptions import AzureError
+
+    try:
+        found = client.get_container_properties()
+    except AzureError:
+        return None
+    public = {"container": "public, may be listed", "blob": "public, by name only"}
+    return {
+        "access": public.get(str(found.public_access or ""), "private"),
+        "last_modified": found.last_modified.isoformat(),
+    }

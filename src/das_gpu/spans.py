@@ -1,0 +1,104 @@
+"""What of a row's window can be used: pure arithmetic on cuts and lost chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from das_gpu.model import Span, Status
+from das_gpu.plan import Plan
+from das_gpu.timeline import Cuts, Lost
+
+
+def archive_window(plan: Plan, row: int) -> tuple[int, int]:
+    """Archive samples of a row's window, halos included; may reach beyond the record."""
+    start = plan.sample_start + row * plan.tile_span - plan.halo_before
+    return start, start + plan.window_span
+
+
+def core(plan: Plan, row: int) -> tuple[int, int]:
+    """Archive samples of a row's tiles, inside the record."""
+    start = archive_window(plan, row)[0] + plan.halo_before
+    return start, min(start + plan.tile_span, plan.acquisition.n_samples)
+
+
+def held(plan: Plan, sample: int) -> int:
+    """Ring index of the first held sample at or after an archive sample."""
+    return -((plan.sample_start - sample) // plan.hold_step)
+
+
+def row_spans(
+    plan: Plan, row: int, cuts: Cuts, lost: Mapping[int, Sequence[Lost]], *, fill: bool
+) -> tuple[Span, ...]:
+    """Runs of kept channels whose samples come from the same chunk rows, and what they can use.
+
+    Parameters
+    ----------
+    plan, row
+        The plan, and which of its rows.
+    cuts : Cuts
+        What interrupts the window.
+    lost : mapping of int to sequence of Lost
+        For each chunk row, its lost chunks that touch the window.
+    fill : bool
+        Lost chunks make their channels dead, not their tiles lost.
+    """
+    per_chunk = {chunk_row: _usable(plan, row, cuts, lost[chunk_row], fill) for chunk_row in lost}
+    return tuple(_runs(plan, per_chunk))
+
+
+def _usable(plan: Plan, row: int, cuts: Cuts, chunks: Sequence[Lost], fill: bool) -> Span:
+    """The usable samples of a row's window, as a span without channels.
+
+    ``chunks`` are the lost ones of the samples, which ``fill`` forgives; it does not forgive a
+    time axis that cannot be read, nor a chunk that a rerun may find readable.
+    """
+    w0, w1 = archive_window(plan, row)
+    t0, t1 = core(plan, row)
+    lost, jumps = [*cuts.lost, *chunks], cuts.jumps
+    hit = [each for each in lost if each.start < t1 and each.stop > t0]
+    filled = fill and not any(each in cuts.lost or each.status is Status.ERROR for each in hit)
+    inside = [jump for jump in jumps if t0 < jump < t1]
+    if hit and not (filled and inside):
+        worst = min(hit, key=lambda each: each.status.rank)
+        return Span(0, 0, 0, 0, Status.OK if filled else worst.status, worst.reason)
+    if inside:
+        reason = f"the time axis jumps at sample {inside[0]}, inside the tile"
+        return Span(0, 0, 0, 0, Status.GAP, reason)
+    low = max([0, w0, *(e.stop for e in lost if e.stop <= t0), *(j for j in jumps if j <= t0)])
+    high = min(
+        [
+            plan.acquisition.n_samples,
+            w1,
+            *(e.start for e in lost if e.start >= t1),
+            *(j for j in jumps if j >= t1),
+        ]
+    )
+    v0, v1 = (held(plan, sample) - held(plan, w0) for sample in (low, high))
+    if v0 == 0 and v1 == plan.window_span // plan.hold_step:
+        return Span(0, 0, v0, v1, Status.OK)
+    return Span(0, 0, v0, v1, Status.EDGE, _edge_reason(plan, row, low, high, lost))
+
+
+def _edge_reason(plan: Plan, row: int, low: int, high: int, lost: Sequence[Lost]) -> str:
+    """Why a halo is cut."""
+    w0, w1 = archive_window(plan, row)
+    if any(each.stop == low or each.start == high for each in lost):
+        return "the halo is cut at a lost chunk"
+    at_end = (low == 0 and w0 < 0) or (high == plan.acquisition.n_samples and high < w1)
+    return "the halo is cut at the record's end" if at_end else "the halo is cut at a time jump"
+
+
+def _runs(plan: Plan, per_chunk: Mapping[int, Span]) -> Iterator[Span]:
+    """Spans with channels: where several chunk rows make up a channel, the worst of them."""
+    height = plan.acquisition.chunk_shape[0]
+    tail = plan.channel_step - 1 if plan.recipe.selection.channel_reduce == "mean" else 0
+    first = plan.channel_start + np.arange(plan.kept_channels) * plan.channel_step
+    rows = np.stack([first // height, (first + tail) // height])
+    starts = np.flatnonzero(np.any(np.diff(rows, axis=1, prepend=-1), axis=0))
+    for k0, k1 in zip(starts, [*starts[1:], plan.kept_channels], strict=True):
+        parts = [per_chunk[r] for r in range(int(rows[0, k0]), int(rows[1, k0]) + 1)]
+        worst = min(parts, key=lambda part: part.status.rank)
+        v0, v1 = max(part.v0 for part in parts), min(part.v1 for part in parts)
+        yield Span(int(k0), int(k1), v0, max(v0, v1), worst.status, worst.reason)
