@@ -1,13 +1,19 @@
-"""An archive in a blob container gives the same files as the same archive on disk."""
+"""An archive or a run in a blob container is the same as on disk."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 
 from das_gpu import Recipe, extract, open_archive
+from das_gpu.cli import main
+from das_gpu.credentials import Credential
 from das_gpu.errors import AccessDeniedError, SourceNotFoundError
+from das_gpu.store import Access
 from tests.archives import random_walk, write_archive
 from tests.outputs import files, statuses
+from tests.proxy import FaultProxy, Latency
 
 RECIPE = Recipe().with_settings({"selection.channel_step": 1, "tile.seconds": 5, "tile.bands": 2})
 PREFIX = "ooi_South_Tx.zarr/ooi_South_Tx.zarr"
@@ -65,3 +71,109 @@ def test_a_private_container_is_denied_and_nothing_is_written(azurite, store, tm
 def test_a_wrong_prefix_is_not_found(container):
     with pytest.raises(SourceNotFoundError, match="elsewhere"):
         open_archive(container.url("zarr", "elsewhere"))
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def owner(azurite, monkeypatch):
+    """The owner's credential, as a user would name it."""
+    monkeypatch.setenv("MY_STORAGE", azurite.connection_string)
+    return "connection-string:MY_STORAGE"
+
+
+def download(azurite, container, prefix, folder):
+    """Copy a run from its container into a folder."""
+    with azurite.service() as service:
+        blobs = service.get_container_client(container)
+        for key in azurite.keys(container, prefix):
+            path = folder / key.removeprefix(f"{prefix}/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(blobs.download_blob(key).readall())
+    return folder
+
+
+SELECTION = ["--channels", "::1", "--tile-seconds", "5", "--bands", "2"]
+
+
+def test_a_run_into_a_container_has_the_keys_and_bytes_of_a_run_on_disk(
+    azurite, container, store, owner, tmp_path, capsys
+):
+    """Read from one container with the SDK, written to another one by its short address."""
+    azurite.create_container("runs")
+    source = container.url("zarr", PREFIX)
+    assert main(["extract", str(store), str(tmp_path / "disk"), *SELECTION]) == 0
+    out = ["az://runs/night", "--out-credential", owner, "--transport", "azure-sdk"]
+    assert main(["extract", source, *out, *SELECTION]) == 0
+    assert "Images: az://runs/night/images" in capsys.readouterr().err
+    assert files(download(azurite, "runs", "night", tmp_path / "blob")) == files(tmp_path / "disk")
+    with azurite.service() as service:
+        found = service.get_container_client("runs").list_blobs("night/")
+        types = {one.name.rpartition(".")[2]: one.content_settings.content_type for one in found}
+    assert types == {
+        "png": "image/png",
+        "json": "application/json",
+        "jsonl": "application/x-ndjson",
+    }
+
+
+def test_a_run_in_a_container_is_continued_where_it_was_left(
+    azurite, store, owner, tmp_path, capsys
+):
+    azurite.create_container("nights")
+    url, named = azurite.url("nights", "one"), ["--out-credential", owner]
+    short = ["--segment-minutes", "0.1", *SELECTION]
+    assert main(["extract", str(store), url, *named, *short]) == 0
+    whole = files(download(azurite, "nights", "one", tmp_path / "whole"))
+    with azurite.service() as service:
+        blobs = service.get_container_client("nights")
+        blobs.delete_blob("one/segments/00001.jsonl")
+        blobs.delete_blob("one/metadata.jsonl")
+    capsys.readouterr()
+    assert main(["extract", str(store), url, *named, *SELECTION, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["made"] == 2
+    assert files(download(azurite, "nights", "one", tmp_path / "again")) == whole
+    assert main(["extract", str(store), url, *named, *SELECTION]) == 0
+    assert "Nothing to do" in capsys.readouterr().err
+
+
+def test_images_go_up_eight_at_a_time(azurite, store, owner, tmp_path):
+    azurite.create_container("wide")
+    with FaultProxy(azurite.port) as proxy:
+        proxy.inject(Latency(0.1), method="PUT")
+        recipe = RECIPE.with_settings({"tile.bands": 20})
+        access = Access(Credential.parse(owner))
+        extract(store, proxy.url("wide", "a"), recipe, out_access=access)
+        assert proxy.peak_of(r"\.png$") == 8
+        assert proxy.count(r"\.png$", "PUT") == 80
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--out-credential", "anonymous"], 5, "give --out-credential"),
+        (["--out-credential", "key:WRONG_KEY"], 5, "with the credential 'key:WRONG_KEY'"),
+        (["--out-credential", "key:NO_SUCH"], 2, "NO_SUCH, named as the place of a credential"),
+    ],
+)
+def test_where_a_run_may_not_write_it_does_not_begin(
+    azurite, store, monkeypatch, capsys, arguments, code, said
+):
+    azurite.create_container("locked")
+    monkeypatch.setenv("WRONG_KEY", "d3Jvbmcta2V5LXdyb25nLWtleQ==")
+    assert main(["extract", str(store), azurite.url("locked", "a"), *arguments]) == code
+    assert said in capsys.readouterr().err
+    assert azurite.keys("locked") == []
+
+
+def test_info_says_who_may_read_the_container(container, capsys):
+    assert main(["info", container.url("zarr", PREFIX), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["container"]["access"] == "public, may be listed"
+
+
+def test_one_secret_for_two_accounts_is_refused(store, monkeypatch, capsys):
+    monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sv=2024&sig=c2VjcmV0")
+    places = [f"https://{name}.blob.core.windows.net/a/b" for name in ("one", "two")]
+    assert main(["extract", *places]) == 2
+    assert "AZURE_STORAGE_ACCOUNT_NAME" in capsys.readouterr().err
