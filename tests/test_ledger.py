@@ -9,6 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from pathlib import Path
@@ -262,11 +263,13 @@ class KilledSink(LocalSink):
     def __init__(self, root, changes):
         super().__init__(root)
         self.changes = changes
+        self.lock = threading.Lock()
 
     def _change(self):
-        if self.changes == 0:
-            raise Killed
-        self.changes -= 1
+        with self.lock:
+            if self.changes == 0:
+                raise Killed
+            self.changes -= 1
 
     def put(self, key, data, *, durable=True):
         self._change()
@@ -583,14 +586,15 @@ def test_publishing_an_archive_of_the_published_size_takes_seconds(tmp_path):
 
 def test_memory_does_not_grow_with_the_number_of_segments(tmp_path):
     peaks = []
-    for n_segments in (4, 32):
+    for n_segments in (8, 64):
         ledger = write_run(tmp_path / str(n_segments), n_segments=n_segments, tiles=40)
         tracemalloc.start()
         ledger.publish()
         ledger.pending()
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < 1.1 * peaks[0]
+    # Which files are in memory together is a matter of chance; all of them would be 8 times.
+    assert peaks[1] < 1.5 * peaks[0]
 
 
 # Readers

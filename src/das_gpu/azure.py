@@ -11,6 +11,7 @@ from das_gpu.patience import RETRIED, Patience, Transient, parse_retry_after
 from das_gpu.redaction import guard, scrub
 
 if TYPE_CHECKING:
+    from azure.core.pipeline.transport import RequestsTransport
     from azure.storage.blob import ContainerClient
 
 BLOCK_BYTES = 64 << 10
@@ -42,10 +43,8 @@ def container_client(errand: Errand, secret: Secret, patience: Patience) -> Cont
             location.endpoint,
             location.container,
             credential=credential,
+            transport=_transport(location.endpoint, patience),
             retry_total=0,
-            connection_timeout=patience.connect_s,
-            read_timeout=patience.stall_s,
-            connection_data_block_size=BLOCK_BYTES,
             max_single_get_size=_WHOLE,
             max_chunk_get_size=_WHOLE,
         )
@@ -53,6 +52,29 @@ def container_client(errand: Errand, secret: Secret, patience: Patience) -> Cont
         scrub(error)
         unsound = "the address or the credential is not sound"
         raise errand.failed("", SourceError, unsound, str(error)) from error
+
+
+def _transport(endpoint: str, patience: Patience) -> RequestsTransport:
+    """What sends the library's requests: of the environment, it takes proxies and certificates.
+
+    Left to itself it would also take a password from ~/.netrc, and send that in the place of our
+    signature; and it would reach a server of this machine through a proxy, in clear.
+    """
+    from azure.core.pipeline.transport import RequestsTransport
+
+    transport = RequestsTransport(
+        connection_timeout=patience.connect_s,
+        read_timeout=patience.stall_s,
+        connection_data_block_size=BLOCK_BYTES,
+        use_env_settings=endpoint.startswith("https://"),
+    )
+    transport.open()
+    transport.session.auth = _as_signed
+    return transport
+
+
+def _as_signed(request: Any) -> Any:
+    return request
 
 
 def explain(error: Exception, errand: Errand, key: str = "") -> Exception:
@@ -74,9 +96,11 @@ def explain(error: Exception, errand: Errand, key: str = "") -> Exception:
     status = getattr(response, "status_code", None)
     if status is None:
         found = next(iter(str(error).splitlines()), "") or type(error).__name__
+        if "CERTIFICATE_VERIFY_FAILED" in found:
+            return errand.failed(key, SourceError, "the server's certificate is not trusted", found)
         return Transient(errand.failed(key, SourceError, "the store cannot be reached", found))
-    code = str(getattr(error, "error_code", None) or "")
-    failed = errand.answered(key, status, code.rpartition(".")[2])
+    code = getattr(error, "error_code", None)  # a member of an enumeration, or a plain text
+    failed = errand.answered(key, status, str(getattr(code, "value", code) or ""))
     if status not in RETRIED:
         return failed
     return Transient(failed, retry_after_s=parse_retry_after(response.headers.get("Retry-After")))

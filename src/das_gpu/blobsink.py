@@ -23,9 +23,7 @@ from das_gpu.errors import AccessDeniedError, DestinationError, SourceError
 from das_gpu.locations import Location
 from das_gpu.patience import GaveUp, Watch, patiently
 from das_gpu.runfile import check_key
-from das_gpu.store import Access
-from das_gpu.transports import Absent
-from das_gpu.transports.blobs import Blobs
+from das_gpu.store import Access, Store
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobClient
@@ -80,8 +78,10 @@ class BlobSink:
         self._patience = access.patience
         self._above = f"{location.prefix}/" if location.prefix else ""
         self._client = container_client(self._errand, secret, self._patience)
-        self._reader = Blobs(Errand(location, named), secret, self._patience)
-        self._reached = False
+        try:
+            self._store = Store(location, access)
+        except SourceError as error:
+            raise DestinationError(str(error)) from error
         self.list(limit=1)
 
     @property
@@ -114,14 +114,11 @@ class BlobSink:
     def get(self, key: str) -> bytes | None:
         """Content of a blob, or None; see `das_gpu.sink.Sink.get`."""
         check_key(key, self.location)
-
-        def download(watch: Watch) -> bytes | None:
-            try:
-                return bytes(self._reader.get(key, lambda _: None, watch))
-            except Absent:
-                return None
-
-        return self._ask("read", key, download)
+        try:
+            content = self._store.get(key)
+        except SourceError as error:
+            raise DestinationError(str(error)) from error
+        return None if content is None else bytes(content)
 
     def list(self, prefix: str = "", *, limit: int | None = None) -> builtins.list[str]:
         """Keys that begin with ``prefix``, a page at a time; see `das_gpu.sink.Sink.list`."""
@@ -190,22 +187,17 @@ class BlobSink:
                 raise self._explained(key, error) from error
 
         try:
-            answer = patiently(attempt, self._patience)
+            return patiently(attempt, self._patience)
         except GaveUp as end:
             raise DestinationError(f"{end.last.error} {end}") from end
-        except SourceError as error:  # of the reader, to which this is a source
-            raise DestinationError(str(error)) from error
         except AccessDeniedError as error:
-            code = getattr(error.__cause__, "error_code", None)
-            if code != _LACKS_RIGHT:
+            if getattr(error.__cause__, "error_code", "") != _LACKS_RIGHT:
                 raise
             lacks = f"the credential does not give the right to {right}"
-            raise self._errand.failed(key, AccessDeniedError, lacks, code) from error.__cause__
-        self._reached = True
-        return answer
+            raise self._errand.failed(key, AccessDeniedError, lacks, _LACKS_RIGHT) from error
 
     def _explained(self, key: str, error: Exception) -> Exception:
-        from azure.core.exceptions import ResourceNotFoundError, ServiceRequestError
+        from azure.core.exceptions import ResourceNotFoundError
 
         location = self._errand.location
         explained = explain(error, self._errand, key)
@@ -214,11 +206,6 @@ class BlobSink:
                 f"Writing to {location}: there is no container {location.container!r} "
                 f"in the account {location.account!r}. Check the spelling, or make it first: "
                 f"das-gpu makes none, because who may read it is its owner's decision."
-            )
-        if isinstance(error, ServiceRequestError) and not self._reached:
-            return DestinationError(
-                f"No connection to the server of {location}: {error}. Check the account's "
-                f"name, the network and the proxy settings."
             )
         return explained
 

@@ -217,12 +217,13 @@ class Search:
     def ask(self) -> list[int]:
         """Give the chunks to ask for next, in ascending order; none when the search is over."""
         (s0, _), (s1, _), size = self._below, self._above, self._chunk_size
-        open_ = np.setdiff1d(np.arange((s0 + 1) // size, (s1 - 1) // size + 1), self._lost)
-        if s1 - s0 == 1 or not open_.size or not self._rounds:
+        open_ = np.setdiff1d(np.arange((s0 + 1) // size, (s1 - 1) // size + 1), self._lost, True)
+        if s1 - s0 == 1 or not open_.size or not self._rounds or not self._requests:
             return []
         guesses, alone = self._guesses()
-        if self._rounds == _ROUNDS - 1 and _reach(_ROUNDS - 2, self._requests) >= open_.size:
-            self._rounds -= 1  # sooner, at the price of some guesses
+        doubtful = not alone and len(guesses) < 3 and self._rounds == _ROUNDS
+        if doubtful and _reach(self._rounds - 1, self._requests) >= open_.size:
+            self._rounds -= 1  # a round saved is worth more than guesses
         # In the place of a lost chunk, the one after it.
         near = np.minimum(np.searchsorted(open_, guesses), open_.size - 1)
         places = self._choose(open_.size, list(dict.fromkeys(near.tolist())), alone)
@@ -246,8 +247,8 @@ class Search:
     def _guesses(self) -> tuple[list[int], bool]:
         """Guess chunks, the likeliest first; True when one is enough as the clock runs evenly.
 
-        One is interpolated between the known samples; the others count from either of these at
-        the nominal rate, and the time lies between them where samples were lost, none repeated.
+        Two count from either known sample at the nominal rate: the time lies between them where
+        samples were lost and none repeated. The last is interpolated between those samples.
         """
         (s0, t0), (s1, t1) = self._below, self._above
         from_below = s0 + math.ceil((self._time_ns - t0) * self._rate_hz / 1e9)
@@ -255,10 +256,9 @@ class Search:
         if abs(from_below - from_above) <= 2 * self._chunk_size:
             return [self.sample // self._chunk_size], True
         nearer_below = self._time_ns - t0 <= t1 - self._time_ns
-        samples = [from_below, from_above] if nearer_below else [from_above, from_below]
-        if self._rounds >= _ROUNDS - 1:  # what interpolation missed twice is beside a jump
-            samples.insert(0, self.sample)
-        return [s // self._chunk_size for s in samples if s0 < s <= s1], False
+        ends = [from_below, from_above] if nearer_below else [from_above, from_below]
+        inside = (sample for sample in (*ends, self.sample) if s0 < sample <= s1)
+        return [sample // self._chunk_size for sample in inside], False
 
     def _choose(self, n: int, guesses: list[int], alone: bool) -> list[int]:
         """Choose places among ``n`` chunks to ask for at once.

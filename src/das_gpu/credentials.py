@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ ENVIRONMENT = (
     "AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN"
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_SECRET = re.compile(r"(?i)sig=|accountkey=|[a-z0-9+/]{86}==")  # what is no file's name
 _LARGEST_FILE = 1 << 16
 _SCOPE = "https://storage.azure.com/.default"
 
@@ -90,7 +92,8 @@ class Credential:
         """
         kind, _, where = text.partition(":")
         needs_place = kind in ("key", "sas", "connection-string")
-        sound = _NAME.fullmatch(where) or (where.startswith("@") and where[1:])
+        file = where[1:] if where.startswith("@") else ""
+        sound = _NAME.fullmatch(where) or (file and not _SECRET.search(file))
         if kind not in get_args(Kind) or (not sound if needs_place else where):
             raise UsageError(
                 f"The credential is not understood. Give {FORMS}. The secret itself is never given "
@@ -204,6 +207,13 @@ def _of_connection(named: dict[str, str], account: str) -> Secret | None:
 
 def _key(text: str) -> Secret:
     register(text)
+    try:
+        b64decode(text, validate=True)
+    except ValueError as error:
+        raise UsageError(
+            "What was given as a key is not an account key: 88 characters that end in '=='. Copy "
+            "it again; a shared access signature or a connection string is named as such."
+        ) from error
     return Secret("key", text)
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -89,11 +89,7 @@ def read_group(
         The store refuses the credentials, or anonymous reading.
     """
     store = Store(location, access)
-    patience = replace(
-        store.access.patience,
-        total_s=min(store.access.patience.total_s, _METADATA_PATIENCE_S),
-    )
-    documents = _Documents(Store(location, replace(store.access, patience=patience)))
+    documents = _Documents(store.within(_METADATA_PATIENCE_S))
     zarr_format = documents.collect(list(asked))
     try:
         group = documents.open(zarr_format)

@@ -13,7 +13,8 @@ from urllib.parse import parse_qsl, quote, quote_plus
 
 _HIDDEN = "(secret)"
 _SHORTEST = 6  # a shorter text would be found everywhere
-_SIGNATURE = re.compile(r"(?i)(\bsig=)[^&\s'\"<>)]+")
+_SIGNATURE = re.compile(r"(?i)(\bsig=)(?!\(secret\))[^&\s'\"<>)]+")
+_OF_OSERROR = ("strerror", "filename")  # its text is made of these, and they are in no __dict__
 _GUARDED = (
     "urllib3.connectionpool",
     "azure.core.pipeline.policies.http_logging_policy",
@@ -59,9 +60,10 @@ def scrub(error: BaseException) -> None:
         seen.add(id(one))
         waiting += [one.__cause__, one.__context__, *one.args]
         one.args = tuple(redact(each) if isinstance(each, str) else each for each in one.args)
-        for name, value in list(vars(one).items()):
-            if isinstance(value, str):
-                setattr(one, name, redact(value))
+        for name in (*vars(one), *_OF_OSERROR):
+            value = getattr(one, name, None)
+            if isinstance(value, str) and (clean := redact(value)) != value:
+                setattr(one, name, clean)
             elif isinstance(value, BaseException):
                 waiting.append(value)
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from das_gpu.store import Access
 
 _TEMPORARY = ".~das-gpu-"
-_CREATE_ATTEMPTS = 3
+_CREATE_ATTEMPTS = 8
 # What a file system answers that cannot force a folder; it orders renames by itself.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
 
@@ -238,7 +238,10 @@ class LocalSink:
 
     def _make_folder(self, folder: Path) -> None:
         changed = {path.parent for path in (folder, *folder.parents) if not path.exists()}
-        folder.mkdir(parents=True, exist_ok=True)
+        # It may come and go meanwhile, by other threads; what is wrong for good, the next
+        # attempt to make the file says.
+        with suppress(FileExistsError, FileNotFoundError):
+            folder.mkdir(parents=True, exist_ok=True)
         with self._state:
             self._unsynced_folders |= changed
 

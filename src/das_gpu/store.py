@@ -7,7 +7,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.parse import urlsplit
@@ -84,6 +85,14 @@ class Store:
 
     def __reduce__(self) -> tuple[type[Store], tuple[Location, Access]]:
         return Store, (self.location, self.access)
+
+    def within(self, total_s: float) -> Store:
+        """The same store, with less patience if that is less."""
+        other = copy(self)
+        patience = self.access.patience
+        patience = replace(patience, total_s=min(patience.total_s, total_s))
+        other.access = replace(self.access, patience=patience)
+        return other
 
     def _open(self) -> Transport:
         if self.location.is_local:
