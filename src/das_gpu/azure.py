@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from das_gpu.answers import Errand
 from das_gpu.credentials import Secret
-from das_gpu.errors import SourceError
+from das_gpu.errors import AccessDeniedError, SourceError
 from das_gpu.patience import RETRIED, Patience, Transient, parse_retry_after
 from das_gpu.redaction import guard, scrub
 
@@ -91,11 +91,15 @@ def explain(error: Exception, errand: Errand, key: str = "") -> Exception:
     -------
     Transient or DasGpuError
     """
+    from azure.core.exceptions import ClientAuthenticationError
+
     scrub(error)
     response: Any = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if status is None:
         found = next(iter(str(error).splitlines()), "") or type(error).__name__
+        if isinstance(error, ClientAuthenticationError):  # azure-identity's, before any request
+            return errand.failed(key, AccessDeniedError, "no identity was found", found)
         if "CERTIFICATE_VERIFY_FAILED" in found:
             return errand.failed(key, SourceError, "the server's certificate is not trusted", found)
         return Transient(errand.failed(key, SourceError, "the store cannot be reached", found))

@@ -15,6 +15,7 @@ from das_gpu.archive import Archive
 from das_gpu.backends import Backend, Ring
 from das_gpu.errors import InterruptedRunError
 from das_gpu.model import RowWindow, Segment, Span, Status, Tile, TileRecord
+from das_gpu.patience import cancelled_by
 from das_gpu.plan import Plan
 from das_gpu.process import Processor, TileResult
 from das_gpu.render import encode_npy, encode_png, file_name, iso_utc, split_key
@@ -96,6 +97,11 @@ def extract_segment(
             on_tiles(len(writing))
         writing.clear()
 
+    def deliver(*work: Any) -> TileRecord:
+        """Deliver a tile; a put that waits for its store ends when the run is stopped."""
+        with cancelled_by(cancelled or threading.Event()):
+            return _deliver(*work)
+
     with ThreadPoolExecutor(sink.writers, thread_name_prefix="das-gpu-encode") as pool, stream:
         for row in stream:
             if cancelled is not None and cancelled.is_set():
@@ -104,7 +110,7 @@ def extract_segment(
             collect()
             for band, result in enumerate(work):
                 tile = plan.tile(row.row, band)
-                writing.append(pool.submit(_deliver, plan, segment, row, tile, result, sink))
+                writing.append(pool.submit(deliver, plan, segment, row, tile, result, sink))
         collect()
     return SegmentResult(records, stream.traffic)
 
