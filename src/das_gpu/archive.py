@@ -138,9 +138,9 @@ class Archive:
     def sample_at(self, time_ns: int) -> int:
         """Give the first sample at or after a time; ``n_samples`` when there is none.
 
-        One chunk of the time axis is read where the clock runs evenly, at most
-        5 + log2(chunks) otherwise. Where the axis runs backwards, several samples may answer;
-        one of them is given.
+        One or two chunks of the time axis are read where the clock runs evenly, at most 20 in 9
+        rounds otherwise. Where the axis runs backwards, several samples may answer; one of them
+        is given.
 
         Examples
         --------
