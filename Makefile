@@ -18,7 +18,7 @@ TESTABLE := $(VENV)/.testable
 AZURITE := node_modules/.installed
 CHECKED := src tests bench docs
 
-.PHONY: help demo test test-fast lint format bench constraints clean
+.PHONY: help demo test test-fast lint format bench bench-reading constraints clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make lint         ruff, mypy --strict and the import contracts"
 	@echo "make format       let ruff put the code in order"
 	@echo "make bench        das-gpu against the pipeline it replaces, on this machine"
+	@echo "make bench-reading  ways to read an archive over a network, side by side"
 	@echo "make constraints  resolve every package anew and write constraints.txt"
 	@echo "make clean        remove everything that make has made, .venv and demo/ included"
 
@@ -53,6 +54,9 @@ format: $(TESTABLE)
 
 bench: $(INSTALLED)
 	@$(BIN)/python bench/first_result.py $(ARGS)
+
+bench-reading: $(INSTALLED)
+	@$(BIN)/python bench/reading.py $(ARGS)
 
 # dask-cuda accepts one release of dask at a time, and rapids-dask-dependency is the small
 # package that says which: with it the same versions are tested here and run on a GPU node.

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,10 +18,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from das_gpu.simulate import Scene, simulate
+from machine import describe
 
 HERE = Path(__file__).resolve().parent
 BANDS = 4
@@ -89,32 +87,8 @@ def compare(scene: Scene, repeats: int, folder: Path) -> dict[str, object]:
         "seconds": seconds,
         "median_seconds": medians,
         "ratio_of_medians": round(medians["peer"] / medians["das_gpu"], 2),
-        "machine": machine(),
+        "machine": describe(PACKAGES),
     }
-
-
-def machine() -> dict[str, object]:
-    """Describe what the figures were measured on."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(memory / 1e9, 1),
-        "load_average_at_end": round(os.getloadavg()[0], 2),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
-    }
-
-
-def cpu_model() -> str:
-    """Name the processor, as far as the system tells."""
-    file = Path("/proc/cpuinfo")
-    if file.exists():
-        for line in file.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

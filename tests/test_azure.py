@@ -160,11 +160,11 @@ def test_images_go_up_eight_at_a_time(azurite, store, owner, tmp_path):
 def test_where_a_run_may_not_write_it_does_not_begin(
     azurite, store, monkeypatch, capsys, arguments, code, said
 ):
-    azurite.create_container("locked")
+    azurite.create_container("off-limits")
     monkeypatch.setenv("WRONG_KEY", "d3Jvbmcta2V5LXdyb25nLWtleQ==")
-    assert main(["extract", str(store), azurite.url("locked", "a"), *arguments]) == code
+    assert main(["extract", str(store), azurite.url("off-limits", "a"), *arguments]) == code
     assert said in capsys.readouterr().err
-    assert azurite.keys("locked") == []
+    assert azurite.keys("off-limits") == []
 
 
 def test_info_says_who_may_read_the_container(container, capsys):

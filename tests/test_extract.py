@@ -394,14 +394,14 @@ def test_a_folder_that_holds_something_else_is_left_alone(store, tmp_path):
 
 def refuse(monkeypatch, column: int) -> None:
     """Let reading one column of chunks fail for another reason than the chunk."""
-    read = StoredArray.read_when_ready
+    load = StoredArray.load
 
-    def failing(self, index, room):
+    def failing(self, index, lease, use):
         if self.name == "RawData" and index[1] == column:
             raise SourceError("the store is gone")
-        return read(self, index, room)
+        return load(self, index, lease, use)
 
-    monkeypatch.setattr(StoredArray, "read_when_ready", failing)
+    monkeypatch.setattr(StoredArray, "load", failing)
 
 
 def test_a_segment_whose_source_fails_is_in_error_and_the_others_are_made(

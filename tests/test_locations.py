@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from das_gpu.credentials import Credential
 from das_gpu.errors import UsageError
 from das_gpu.locations import Location, parse_location
 
@@ -58,10 +59,38 @@ def test_a_path_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert parse_location("~/x").path == tmp_path / "x"
 
 
-def test_az_takes_its_account_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("text", "account", "endpoint"),
+    [
+        # Accounts with a DNS zone, other clouds.
+        ("https://rapid.z13.blob.storage.azure.net/c", "rapid", None),
+        ("https://rapid.blob.core.usgovcloudapi.net/c", "rapid", None),
+        ("https://RAPID.blob.core.windows.net/c", "rapid", "https://rapid.blob.core.windows.net"),
+        (
+            "https://rapid.blob.core.windows.net:443/c",
+            "rapid",
+            "https://rapid.blob.core.windows.net",
+        ),
+        # Emulators.
+        ("http://localhost:10000/acct/c", "acct", "http://localhost:10000/acct"),
+        ("http://127.9.9.9:10000/acct/c", "acct", "http://127.9.9.9:10000/acct"),
+        ("http://[::1]:10000/acct/c", "acct", "http://[::1]:10000/acct"),
+    ],
+)
+def test_hosts_of_azure_and_of_emulators(text: str, account: str, endpoint: str | None) -> None:
+    endpoint = endpoint or text.removesuffix("/c")
+    assert parse_location(text) == Location("azure", "c", "", account, endpoint)
+
+
+@pytest.fixture
+def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_CONNECTION_STRING"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UsageError, match="AZURE_STORAGE_ACCOUNT_NAME"):
+
+
+@pytest.mark.usefixtures("no_credentials")
+def test_az_takes_its_account_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"--account NAME.*AZURE_STORAGE_ACCOUNT_NAME"):
         parse_location("az://zarr/a.zarr")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "rapid")
     assert parse_location("az://zarr/a.zarr") == PLACE
@@ -70,9 +99,43 @@ def test_az_takes_its_account_from_the_environment(monkeypatch: pytest.MonkeyPat
         "AccountName=other;AccountKey=x;EndpointSuffix=core.chinacloudapi.cn",
     )
     assert str(parse_location("az://c")) == "https://other.blob.core.chinacloudapi.cn/c"
-    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "AccountName=o;BlobEndpoint=http://a.b/o")
-    with pytest.raises(UsageError, match="plain http endpoint"):
-        parse_location("az://c")
+
+
+@pytest.mark.usefixtures("no_credentials")
+def test_az_takes_its_account_from_what_is_given_before_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MINE", "AccountName=mine;BlobEndpoint=http://127.0.0.1:10000/mine/")
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "AccountName=other;AccountKey=x")
+    credential = Credential("connection-string", "MINE")
+    mine = Location("azure", "c", "", "mine", "http://127.0.0.1:10000/mine")
+    assert parse_location("az://c", credential=credential) == mine
+    assert parse_location("az://c", account="mine", credential=credential) == mine
+    # The address in the string is that of its own account.
+    rapid = parse_location("az://zarr/a.zarr", account="rapid", credential=credential)
+    assert rapid == parse_location("az://zarr/a.zarr", account="rapid") == PLACE
+    assert parse_location("az://c", credential=Credential("anonymous"), account="x").account == "x"
+
+
+@pytest.mark.usefixtures("no_credentials")
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://rapid.blob.core.windows.net",
+        "http://10.0.0.1:10000/rapid",
+        "ftp://127.0.0.1/rapid",
+        f"https://rapid.blob.core.windows.net/?sv=2020&sig={SECRET}",
+        f"https://user:{SECRET}@rapid.blob.core.windows.net",
+        f"http://user:{SECRET}@rapid.blob.core.windows.net",
+    ],
+)
+def test_a_connection_strings_address_is_held_to_the_same_rules(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    monkeypatch.setenv("MINE", f"AccountName=rapid;AccountKey={SECRET};BlobEndpoint={endpoint}")
+    with pytest.raises(UsageError, match=r"only https|BlobEndpoint") as caught:
+        parse_location("az://c", credential=Credential("connection-string", "MINE"))
+    assert SECRET not in str(caught.value)
 
 
 def test_children_and_urls_of_places() -> None:
@@ -93,6 +156,13 @@ def test_children_and_urls_of_places() -> None:
         ("http://rapid.blob.core.windows.net/zarr", "plain http to another machine"),
         ("http://10.0.0.1:10000/a/c", "plain http to another machine"),
         ("https://rapid.blob.core.windows.net/zarr/../x", r"'\.\.' in its path"),
+        ("http://localhost.evil.test:10000/a/c", "plain http to another machine"),
+        ("http://127.0.0.1.evil.test:10000/a/c", "plain http to another machine"),
+        ("http://169.254.169.254/metadata/c", "plain http to another machine"),
+        ("http://0.0.0.0:10000/a/c", "plain http to another machine"),
+        ("http://127.0.0.1/a/c", "Known forms"),
+        ("http://127.0.0.1:10000/a", "names no container"),
+        ("https://rapid.blob.core.windows.net/zarr/%2e%2e/x", r"'\.\.' in its path"),
         ("https://host:99999/a/c", "cannot be understood"),
         ("s3:///x", "Known forms"),
         ("", "No place was given"),
@@ -110,9 +180,13 @@ def test_other_forms_are_refused(text: str, reason: str) -> None:
         f"https://user:{SECRET}@rapid.blob.core.windows.net/zarr",
         f"s3://key:{SECRET}@bucket/x",
         f"https://rapid.blob.core.windows.net/zarr/a#{SECRET}",
+        f"http://rapid.blob.core.windows.net/zarr/a?sig={SECRET}",
+        f"az://zarr/a?sig={SECRET}",
+        f"file:///data/a?sig={SECRET}",
+        f"ftp://user:{SECRET}@host/a",
     ],
 )
 def test_a_secret_in_a_url_is_refused_and_not_repeated(text: str) -> None:
-    with pytest.raises(UsageError, match="AZURE_STORAGE_SAS_TOKEN") as caught:
+    with pytest.raises(UsageError, match="--credential sas:NAME or sas:@FILE") as caught:
         parse_location(text)
     assert SECRET not in str(caught.value)

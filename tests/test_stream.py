@@ -117,8 +117,8 @@ def test_closing_ends_the_loaders_and_a_waiting_reader(archive):
     """A reader that waits for what never comes is let go, and no thread stays behind."""
     stream = open_stream(archive)
     release = threading.Event()
-    read = archive.data.read_when_ready
-    archive.data.read_when_ready = lambda index, room: release.wait() and read(index, room)
+    load = archive.data.load
+    archive.data.load = lambda index, lease, use: release.wait() and load(index, lease, use)
     with stream:
         threading.Timer(0.2, stream.close).start()
         threading.Timer(0.4, release.set).start()
@@ -128,10 +128,10 @@ def test_closing_ends_the_loaders_and_a_waiting_reader(archive):
 
 
 def test_a_store_that_fails_fails_the_reader(archive):
-    def fail(index, room):
+    def fail(index, lease, use):
         raise SourceError("the store is gone")
 
-    archive.data.read_when_ready = fail
+    archive.data.load = fail
     with open_stream(archive) as stream, pytest.raises(SourceError, match="gone"):
         list(stream)
 

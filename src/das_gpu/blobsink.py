@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from io import SEEK_END, BytesIO
 from pathlib import PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from das_gpu.answers import Errand
 from das_gpu.azure import container_client, explain
@@ -23,7 +23,7 @@ from das_gpu.errors import AccessDeniedError, DestinationError, SourceError
 from das_gpu.locations import Location
 from das_gpu.patience import GaveUp, Watch, patiently
 from das_gpu.runfile import check_key
-from das_gpu.store import Access, Store
+from das_gpu.store import Access, Store, secret_for
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobClient
@@ -69,7 +69,7 @@ class BlobSink:
 
     def __init__(self, location: Location, access: Access | None = None) -> None:
         access = access or Access()
-        secret = access.credential.resolve(location.account)
+        secret = secret_for(location, access.credential)
         named = "" if secret.kind == "anonymous" else str(access.credential)
         self._errand = Errand(location, named, writing=True)
         if not named:
@@ -83,6 +83,9 @@ class BlobSink:
         except SourceError as error:
             raise DestinationError(str(error)) from error
         self.list(limit=1)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a sink is not pickled: it holds a secret; send location and access")
 
     @property
     def location(self) -> str:

@@ -12,6 +12,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -155,47 +156,52 @@ class StoredArray:
         SourceError, AccessDeniedError
             The store failed or refused.
         """
-        return self.read_when_ready(index, lambda: out)
+        return self.load(index, lambda: nullcontext(out), lambda _: None)
 
-    def read_when_ready(
+    def load(
         self,
         index: tuple[int, ...],
-        room: Callable[[], NDArray[Any]],
+        lease: Callable[[], AbstractContextManager[NDArray[Any]]],
+        use: Callable[[NDArray[Any]], None],
     ) -> int:
-        """Fetch one chunk, and decode it when there is room for it; see :meth:`read`.
+        """Fetch one chunk, decode it when there is room for it, use it; see :meth:`read`.
 
         Parameters
         ----------
         index : tuple of int
             Chunk index in stored order.
-        room : callable
+        lease : callable
             Asked, when the bytes are there, for the array to decode into; may wait or raise.
+        use : callable
+            Given the decoded array while it is leased.
         """
         key = self.key(index)
-        out: NDArray[Any] | None = None
-        error: ChunkCorruptError | None = None
-        for _ in range(_FETCHES):
+        for attempt in range(_FETCHES):
             try:
                 if not self.plain:
-                    out = self._room(room) if out is None else out
-                    return self._read_through_zarr(index, key, out)
+                    with lease() as out:
+                        fetched = self._read_through_zarr(index, key, self._fitting(out))
+                        use(out)
+                        return fetched
                 body = self._fetch(key)
-                out = self._room(room) if out is None else out
-                self._codec.decode(body, out)
-            except ChunkCorruptError as exc:
-                error = exc
-            except ValueError as exc:
-                error = self._corrupt(key, str(exc))
-                error.__cause__ = exc
-            else:
-                return body.nbytes
-        assert error is not None  # noqa: S101 - the loop ends by a return or an error
-        raise error
+                with lease() as out:
+                    self._decode(key, body, self._fitting(out))
+                    use(out)
+                    return body.nbytes
+            except ChunkCorruptError:
+                if attempt == _FETCHES - 1:
+                    raise
+        raise AssertionError  # the last attempt returns or raises
 
-    def _room(self, room: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        out = room()
+    def _decode(self, key: str, body: memoryview, out: NDArray[Any]) -> None:
+        try:
+            self._codec.decode(body, out)
+        except ValueError as exc:
+            raise self._corrupt(key, str(exc)) from exc
+
+    def _fitting(self, out: NDArray[Any]) -> NDArray[Any]:
         if out.shape != self.chunk_shape or out.dtype != self.dtype or not out.flags.c_contiguous:
-            raise TypeError(
+            raise ValueError(
                 f"out must be C-contiguous {self.chunk_shape} {self.dtype}, "
                 f"not {out.shape} {out.dtype}"
             )

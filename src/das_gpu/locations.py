@@ -24,6 +24,12 @@ _FORMS = (
     "az://CONTAINER/PREFIX, http://127.0.0.1:PORT/ACCOUNT/CONTAINER/PREFIX (emulator), "
     "s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
 )
+_AZURE_DOMAINS = (
+    ".blob.core.windows.net",
+    ".blob.storage.azure.net",
+    ".blob.core.usgovcloudapi.net",
+    ".blob.core.chinacloudapi.cn",
+)
 _AZURE_HOST = re.compile(r"(?P<account>[a-z0-9-]+)\.(?:z\d+\.)?blob\.[a-z0-9.-]+")
 
 
@@ -54,6 +60,12 @@ class Location:
     def is_local(self) -> bool:
         """True for a folder of this machine."""
         return self.scheme == "file"
+
+    @property
+    def is_known_service(self) -> bool:
+        """True for Azure's own servers, and for an emulator on this machine."""
+        host = urlsplit(self.endpoint).hostname or ""
+        return host.endswith(_AZURE_DOMAINS) or _is_loopback(host)
 
     @property
     def path(self) -> Path:
@@ -106,8 +118,8 @@ def parse_location(
     try:
         url = urlsplit(text)
         port = url.port
-    except ValueError as exc:
-        raise UsageError(f"The URL cannot be understood: {exc}. Known forms: {_FORMS}.") from exc
+    except ValueError:  # whose text quotes the URL, which may hold a password
+        raise UsageError(f"The URL cannot be understood. Known forms: {_FORMS}.") from None
     host = (url.hostname or "").lower()
     shown = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
     if url.query or url.fragment or "@" in url.netloc:
@@ -175,6 +187,11 @@ def _named_account(shown: str, account: str, credential: Credential) -> tuple[st
     suffix = named.get("endpointsuffix", "core.windows.net")
     endpoint = named.get("blobendpoint", f"https://{name}.blob.{suffix}").rstrip("/")
     url = urlsplit(endpoint)
+    if url.query or url.fragment or "@" in url.netloc:
+        raise UsageError(
+            "The connection string's BlobEndpoint holds a user name, a query or a signature. Give "
+            "the plain address there, and a signature as SharedAccessSignature=."
+        )
     if url.scheme != "https" and not (url.scheme == "http" and _is_loopback(url.hostname or "")):
         raise UsageError(
             f"The connection string names the endpoint {url.scheme}://{url.netloc}; only https is "

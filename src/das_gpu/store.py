@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
 from das_gpu.answers import Errand
-from das_gpu.credentials import ANONYMOUS, Credential
+from das_gpu.credentials import ANONYMOUS, Credential, Secret
 from das_gpu.errors import ChunkUnreadableError, SourceNotFoundError, UsageError
 from das_gpu.locations import Location, parse_location
 from das_gpu.patience import GaveUp, Patience, Transient, Watch, patiently
@@ -74,9 +74,7 @@ class Store:
         self.location = location
         self.access = access or Access()
         self._alive_s = 0.0
-        self._secret = ANONYMOUS
-        if location.scheme == "azure":
-            self._secret = self.access.credential.resolve(location.account)
+        self._secret = secret_for(location, self.access.credential)
         named = "" if self._secret.kind == "anonymous" else str(self.access.credential)
         self._errand = Errand(location, named)
         self._transport = self._open()
@@ -200,6 +198,20 @@ class Store:
             if self._second is None:
                 self._second = self._open_azure()
         return self._second
+
+
+def secret_for(location: Location, credential: Credential) -> Secret:
+    """Find what is sent to a location.
+
+    What the environment holds for an account goes to Azure's servers only, or to the one that
+    its connection string names: anybody can call a server ``ACCOUNT.blob.example.com``.
+    """
+    if location.scheme != "azure":
+        return ANONYMOUS
+    named = credential.connection().get("blobendpoint", "").rstrip("/")
+    if credential.kind == "auto" and not (location.is_known_service or location.endpoint == named):
+        return ANONYMOUS
+    return credential.resolve(location.account)
 
 
 def _check_server(location: Location, patience: Patience) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import LifoQueue
 from types import TracebackType
@@ -227,15 +228,20 @@ class SegmentStream:
         with self._change:
             return None if self._closed.is_set() else next(self._jobs, None)
 
-    def _room(self, column: int) -> NDArray[Any]:
-        """Wait until the ring has room for a column, and take a buffer to decode into."""
+    @contextmanager
+    def _lease(self, column: int) -> Iterator[NDArray[Any]]:
+        """A buffer to decode into, as soon as the ring has room for the column."""
         stop = held(self._plan, self._samples_of(column)[1])
         with self._change:
             while stop - self._low > self._capacity:
                 if self._closed.is_set():
                     raise InterruptedRunError("The segment was cancelled.")
                 self._change.wait()
-        return self._buffers.get()
+        buffer = self._buffers.get()
+        try:
+            yield buffer
+        finally:
+            self._buffers.put(buffer)
 
     def _samples_of(self, column: int) -> tuple[int, int]:
         """Archive samples of a column that the segment reads."""
@@ -268,22 +274,16 @@ class SegmentStream:
         data = self._archive.data
         transposed = self._plan.acquisition.dims[0] == "time"
         index = (column, chunk_row) if transposed else (chunk_row, column)
-        buffers: list[NDArray[Any]] = []
 
-        def room() -> NDArray[Any]:
-            buffers.append(self._room(column))
-            return buffers[0]
+        def use(chunk: NDArray[Any]) -> None:
+            self._keep(column, chunk_row, chunk.T if transposed else chunk)
 
         try:
-            stored = data.read_when_ready(index, room)
-            self._keep(column, chunk_row, buffers[0].T if transposed else buffers[0])
+            stored = data.load(index, lambda: self._lease(column), use)
         except ChunkError as error:
             if self._on_missing == "error":
                 raise
             return Lost.by(error, *self._samples_of(column))
-        finally:
-            for buffer in buffers:
-                self._buffers.put(buffer)
         with self._change:
             self.traffic.chunks += 1
             self.traffic.stored_bytes += stored

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from das_gpu.errors import DasGpuError, InterruptedRunError
+from das_gpu.redaction import redact
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -22,13 +23,13 @@ _BROKEN_PIPE = 128 + 13
 
 def say(message: str) -> None:
     """Write a message to stderr, on a line of its own."""
-    sys.stderr.write(f"{message}\n")
+    sys.stderr.write(f"{redact(message)}\n")
     sys.stderr.flush()
 
 
 def write(text: str) -> None:
     """Write a result to stdout, ending in one line break."""
-    sys.stdout.write(text.rstrip("\n") + "\n")
+    sys.stdout.write(redact(text).rstrip("\n") + "\n")
 
 
 def write_json(value: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 from das_gpu.answers import Errand
 from das_gpu.azure import container_client, explain
@@ -27,6 +27,9 @@ class Blobs:
         self._errand = errand
         self._client = container_client(errand, secret, patience)
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a transport is not pickled: it holds a secret; send location and access")
+
     def get(self, key: str, check: CheckSize, watch: Watch, part: Part | None = None) -> memoryview:
         """Download a blob."""
         from azure.core.exceptions import AzureError
@@ -39,7 +42,7 @@ class Blobs:
             with download.watched():
                 answer = self._client.download_blob(name, **wanted, **download.hooks)
                 return memoryview(answer.readall())
-        except (AzureError, ValueError, _AskedAgain) as error:
+        except (AzureError, TypeError, ValueError, _AskedAgain) as error:
             raise self._failed(key, error, download) from error
 
     def children(self) -> tuple[list[str], list[str]]:
@@ -146,6 +149,7 @@ class _Download:
             except InterruptedRunError as error:
                 self.cancelled = error
             if self.verdict is not None or self.cancelled is not None:
-                with suppress(OSError, ValueError):  # the body has just come to its end
+                # The body has just come to its end, and its connection may be back in the pool.
+                with suppress(OSError, ValueError, RuntimeError):
                     raw.shutdown()
                 return

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from das_gpu.answers import STATUSES, Errand, Kind
 from das_gpu.credentials import Secret, token
@@ -40,8 +41,6 @@ _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _THROTTLING = (429, 503)
 _NETWORK = re.compile(r"HTTP error: ([^\n]*)")
-_REQUEST_S = 3600
-"""obstore's own limit on a whole body; ours, which see progress, end it long before."""
 
 
 class Objects:
@@ -72,7 +71,7 @@ class Objects:
 
         size, received = -1, 0
         try:
-            answer = obstore.get(self._store, key, options=_options(part))
+            answer = obstore.get(self._store, key, options=self._options(key, part))
             first, last = answer.range
             size = last - first
             check(size)
@@ -106,6 +105,19 @@ class Objects:
         folders = [prefix.rstrip("/").rpartition("/")[2] for prefix in listing["common_prefixes"]]
         return folders, [item["path"].rpartition("/")[2] for item in listing["objects"]]
 
+    def _options(self, key: str, part: Part | None) -> Any:
+        """A byte range in obstore's terms; for Azure it does not count from the end."""
+        import obstore
+
+        if part is None:
+            return None
+        start, stop = part
+        if start < 0 and self._errand.location.scheme == "azure":
+            start = max(0, start + obstore.head(self._store, key)["size"])
+        if start < 0:
+            return {"range": {"suffix": -start}}
+        return {"range": {"offset": start} if stop is None else (start, stop)}
+
     def _broken(self, key: str, found: str) -> Transient:
         error = self._errand.failed(key, SourceError, "the answer is not whole", found)
         return Transient(error, answered=True)
@@ -129,20 +141,13 @@ class Objects:
             return Absent()
         if code and code[1] == "PublicAccessNotPermitted":
             kind, meaning = STATUSES[403]
+        if "InvalidCertificate" in text:
+            meaning = "the server's certificate is not trusted"
+            return self._errand.failed(key, SourceError, meaning)
         if (network := _NETWORK.search(text)) is not None and kind is not AccessDeniedError:
             failed = self._errand.failed(key, kind, "the store cannot be reached", network[1])
             return Transient(failed)
         return self._errand.failed(key, kind, meaning, _first_line(error))
-
-
-def _options(part: Part | None) -> Any:
-    """A byte range in obstore's terms."""
-    if part is None:
-        return None
-    start, stop = part
-    if start < 0:
-        return {"range": {"suffix": -start}}
-    return {"range": {"offset": start} if stop is None else (start, stop)}
 
 
 def _first_line(error: Exception) -> str:
@@ -157,7 +162,9 @@ def _open(errand: Errand, secret: Secret, patience: Patience) -> AzureStore | S3
     how: Any = {
         "prefix": location.prefix or None,
         "client_options": {
-            "timeout": f"{_REQUEST_S}s",
+            # Bodies are ended earlier, by the watch; what a refusal says is read by obstore,
+            # which would wait for every byte of it.
+            "timeout": f"{patience.total_s}s",
             "connect_timeout": f"{patience.connect_s}s",
             "read_timeout": f"{patience.stall_s}s",
             "allow_http": location.endpoint.startswith("http://"),
@@ -175,6 +182,11 @@ def _open(errand: Errand, secret: Secret, patience: Patience) -> AzureStore | S3
                 "use_emulator": False,
                 "skip_signature": secret.kind == "anonymous",
             }
+            if location.endpoint.startswith("http://"):
+                # A server of this machine: no proxy is to be told, in clear, what is sent to it.
+                # Excluded from one proxy, it is not sought by those of the environment.
+                host = urlsplit(location.endpoint).hostname
+                how["client_options"] |= {"proxy_url": location.endpoint, "proxy_excludes": host}
             if secret.kind != "anonymous":
                 how["credential_provider"] = _provider(secret)
             return stores.AzureStore(location.container, config=config, **how)
