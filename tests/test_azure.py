@@ -10,6 +10,7 @@ from das_gpu import Recipe, extract, open_archive
 from das_gpu.cli import main
 from das_gpu.credentials import Credential
 from das_gpu.errors import AccessDeniedError, SourceNotFoundError
+from das_gpu.host import processors
 from das_gpu.store import Access
 from tests.archives import random_walk, write_archive
 from tests.outputs import files, statuses
@@ -177,3 +178,13 @@ def test_one_secret_for_two_accounts_is_refused(store, monkeypatch, capsys):
     places = [f"https://{name}.blob.core.windows.net/a/b" for name in ("one", "two")]
     assert main(["extract", *places]) == 2
     assert "AZURE_STORAGE_ACCOUNT_NAME" in capsys.readouterr().err
+
+
+def test_plan_says_how_many_chunks_are_asked_for_at_a_time(container, store, capsys):
+    for source, options, loaders in [
+        (container.url("zarr", PREFIX), [], 12),
+        (container.url("zarr", PREFIX), ["--loaders", "3"], 3),
+        (str(store), [], processors()),
+    ]:
+        assert main(["plan", source, *SELECTION, *options]) == 0
+        assert f"{loaders} chunks asked for at a time" in capsys.readouterr().out

@@ -30,7 +30,7 @@ ALGORITHM_VERSION = 1
 SEGMENT_MINUTES = 15.0
 WAIT_S = 0.5
 """Longest wait without looking whether the run was stopped."""
-REMOTE_LOADERS = 8
+REMOTE_LOADERS = 12
 """Chunk requests in flight to a store over a network; bench/README.md has the measurements."""
 
 

@@ -77,7 +77,7 @@ LOADERS = Annotated[
     int | None,
     Parameter(
         group=RUNNING,
-        help="Chunks asked for at a time. [default: one per processor, over a network 8]",
+        help="Chunks asked for at a time. [default: one per processor, over a network 12]",
         metavar="N",
         validator=validators.Number(gte=1),
     ),
