@@ -722,3 +722,12 @@ def test_a_bucket_of_google_is_asked_for_anonymously_and_nothing_else_is(monkeyp
 def test_azures_own_library_reads_azure_only():
     with pytest.raises(UsageError, match=r"reads Azure Blob Storage only, not s3://bucket/a"):
         Store(parse_location("s3://bucket/a"), Access(transport="azure-sdk"))
+
+
+def test_a_token_is_not_sent_by_azures_library_without_tls(monkeypatch):
+    monkeypatch.setattr("azure.identity.DefaultAzureCredential", object)
+    access = Access(Credential("default"), "azure-sdk", Patience.within(2))
+    with serve_blobs(lambda _: 200) as served:
+        with pytest.raises(UsageError, match="over https only"):
+            Store(parse_location(served.url), access)
+        assert served.requests == []

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from das_gpu.answers import Errand
 from das_gpu.credentials import Secret
-from das_gpu.errors import AccessDeniedError, SourceError
+from das_gpu.errors import AccessDeniedError, SourceError, UsageError
 from das_gpu.patience import RETRIED, Patience, Transient, parse_retry_after
 from das_gpu.redaction import guard, scrub
 
@@ -30,6 +30,8 @@ def container_client(errand: Errand, secret: Secret, patience: Patience) -> Cont
 
     guard()
     location = errand.location
+    if secret.kind == "token" and not location.endpoint.startswith("https://"):
+        raise errand.failed("", UsageError, "Azure's library sends tokens over https only")
     credential: Any = None
     match secret.kind:
         case "key":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
@@ -216,10 +215,12 @@ def secret_for(location: Location, credential: Credential) -> Secret:
 
 def _check_server(location: Location, patience: Patience) -> None:
     """Fail at once for a server that isn't there; trying again is for servers that are."""
+    from urllib.request import getproxies, proxy_bypass
+
     url = urlsplit(location.endpoint)
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
-        return
     host, port = url.hostname or "", url.port or 443
+    if url.scheme == "https" and {"https", "all"} & getproxies().keys() and not proxy_bypass(host):
+        return
     try:
         socket.create_connection((host, port), timeout=patience.connect_s).close()
     except OSError as error:
