@@ -248,7 +248,7 @@ def reaches(measure: Callable[[], float], at_least_s: float, below_s: float) -> 
 def test_latency_comes_before_every_answer(serve: Serve, folder: Path) -> None:
     with serve(folder, latency_ms=50) as url:
         for key in ("RawData/0.1", "missing", "?restype=container&comp=list"):
-            assert reaches(partial(seconds_to_get, url, key), 0.050, 0.060)
+            assert reaches(partial(seconds_to_get, url, key), 0.050, 0.090)
 
 
 def test_a_stream_keeps_its_rate_however_many_there_are(serve: Serve, folder: Path) -> None:
@@ -258,7 +258,7 @@ def test_a_stream_keeps_its_rate_however_many_there_are(serve: Serve, folder: Pa
         def slowest_s() -> float:
             return max(pool.map(lambda _: seconds_to_get(url, "RawData/0.0"), range(4)))
 
-        assert reaches(slowest_s, 0.3, 0.33)
+        assert reaches(slowest_s, 0.3, 0.5)
 
 
 def test_a_body_flows_evenly(serve: Serve, folder: Path) -> None:
@@ -277,7 +277,7 @@ def test_a_body_flows_evenly(serve: Serve, folder: Path) -> None:
             assert count == len(CHUNK)
             return worst_s
 
-        assert reaches(worst_delay_s, 0.0, 0.02)
+        assert reaches(worst_delay_s, 0.0, 0.08)
 
 
 def test_time_that_a_reader_wastes_is_not_made_up_for(serve: Serve, folder: Path) -> None:

@@ -526,6 +526,7 @@ def test_a_prefix_with_something_else_is_left_alone(sink):
     assert sink.list() == ["notes.txt"]
 
 
+@pytest.mark.slow
 def test_a_run_of_many_segments_is_resumed_in_seconds_over_a_slow_line(proxy, sink, prefix, owner):
     n_segments = 200
     ledger = Ledger.open(sink, IDENTITY, HEADER, n_segments=2 * n_segments)

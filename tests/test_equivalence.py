@@ -70,6 +70,7 @@ def test_notebook_envelope_is_within_1e_4_db(walk, tmp_path):
     assert worst <= 1e-4
 
 
+@pytest.mark.slow
 def test_notebook_in_float32_is_within_two_grey_levels_on_few_pixels(walk, tmp_path):
     path, samples = walk
     extract(path, tmp_path / "out", recipe("notebook", compute__dtype="float32", **NOTEBOOK))

@@ -142,6 +142,7 @@ def plans(draw: st.DrawFn) -> Plan:
         raise
 
 
+@pytest.mark.slow
 @settings(max_examples=1000)
 @given(plans())
 def test_tiles_partition_the_selected_range_exactly(found: Plan):
@@ -165,6 +166,7 @@ def test_tiles_partition_the_selected_range_exactly(found: Plan):
     assert 0 <= found.unused_channels < found.bands
 
 
+@pytest.mark.slow
 @settings(max_examples=1000)
 @given(plans())
 def test_segments_read_their_tiles_with_halos_and_nothing_outside_the_record(found: Plan):

@@ -318,6 +318,7 @@ def test_an_exception_holds_no_secret_for_whoever_prints_it(monkeypatch, transpo
     assert "Tried once" in shown
 
 
+@pytest.mark.slow
 def test_a_running_command_shows_no_secret_in_the_process_list(azure, tmp_path):
     reading, writing, _ = canaries("sas")
     command = [sys.executable, "-m", "das_gpu", "extract"]
