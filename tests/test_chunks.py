@@ -27,10 +27,11 @@ from zarr.codecs import (
     ZstdCodec,
 )
 
-from das_gpu.chunks import Series, StoredArray
+from das_gpu.chunks import StoredArray
 from das_gpu.codec import Codec
 from das_gpu.errors import AccessDeniedError, ChunkCorruptError, ChunkMissingError, SourceError
 from das_gpu.locations import parse_location
+from das_gpu.series import Series
 from das_gpu.store import Store
 from tests.azurite import serve_blobs
 

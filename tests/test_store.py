@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pickle
 import socket
-import threading
 import time
 import traceback
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -19,7 +17,6 @@ from das_gpu.archive import open_archive
 from das_gpu.credentials import Credential
 from das_gpu.errors import (
     AccessDeniedError,
-    ChunkUnreadableError,
     DasGpuError,
     DestinationError,
     SourceError,
@@ -109,37 +106,34 @@ def test_a_server_is_left_alone_for_as_long_as_it_asks(proxy, hurried, name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_store_that_never_answered_has_failed(proxy, name):
     proxy.inject(Answer(503))
-    with pytest.raises(SourceError, match=r"HTTP status 503.*Try again.*Tried once") as caught:
-        store_at(proxy, name, Patience.within(0.1)).get("x")
-    assert not isinstance(caught.value, ChunkUnreadableError)
+    store = store_at(proxy, name, Patience.within(0.1))
+    with pytest.raises(SourceError, match=r"HTTP status 503.*Try again.*Tried once"):
+        store.get("x")
+    assert not store.is_alive(0.0)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_an_object_whose_body_never_comes_whole_is_unreadable(proxy, hurried, name):
+def test_a_body_that_never_comes_whole_is_asked_for_four_times(proxy, hurried, name):
     proxy.inject(Truncate())
-    with pytest.raises(ChunkUnreadableError, match=r"not whole .*Tried 4 times"):
+    with pytest.raises(SourceError, match=r"not whole .*Tried 4 times"):
         store_at(proxy, name, Patience()).get("x")
     assert len(proxy.requests) == 4
 
 
-def test_an_object_that_fails_while_others_come_is_unreadable(proxy, hurried):
-    """The store is well; this object is not: only what needs it is lost."""
-    store = store_at(proxy, "obstore", Patience.within(1))
-    proxy.inject(Answer(500), key="x$")
-    done = threading.Event()
-
-    def read_another():
-        while not done.wait(0.01):
-            store.get("y")
-
-    with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(read_another)
-        try:
-            with pytest.raises(ChunkUnreadableError, match="HTTP status 500"):
-                store.get("x")
-        finally:
-            done.set()
-        other.result()
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_store_that_gives_what_it_gave_before_is_alive(proxy, name):
+    """It is asked again for that, and only when nobody else has had anything meanwhile."""
+    store = store_at(proxy, name, Patience.within(1))
+    began_s = time.monotonic()
+    assert not store.is_alive(began_s)
+    store.get("x")
+    asked = len(proxy.requests)
+    assert store.is_alive(began_s)
+    assert len(proxy.requests) == asked
+    assert store.is_alive(time.monotonic())
+    assert len(proxy.requests) == asked + 1
+    proxy.inject(Answer(500))
+    assert not store.is_alive(time.monotonic())
 
 
 @pytest.mark.parametrize("name", NETWORKS)

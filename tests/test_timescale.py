@@ -59,8 +59,6 @@ def test_times_of_many_kinds_become_nanoseconds(
         (TIMES_US, {"units": "us since 1970-01-01", "calendar": "noleap"}, "noleap"),
         (TIMES_US.astype("M8[M]"), None, "dtype datetime64"),
         (TIMES_US * 1000, None, "no time in units of 1000 ns"),
-        (np.r_[TIMES_US[:3] / 1e6, np.nan, TIMES_US[4:] / 1e6], {"units": "s"}, "nan"),
-        (np.r_[np.datetime64("NaT"), TIMES_US[1:].astype("M8[us]")], None, "no time"),
     ],
 )
 def test_times_that_are_none_are_refused(
@@ -69,6 +67,22 @@ def test_times_that_are_none_are_refused(
     path = write(tmp_path / "a", times=times, time_attributes=attributes)
     with pytest.raises(SourceError, match=said):
         open_archive(path)
+
+
+@pytest.mark.parametrize(
+    ("times", "attributes", "said"),
+    [
+        (np.r_[TIMES_US[:3] / 1e6, np.nan, TIMES_US[4:] / 1e6], {"units": "s"}, "nan"),
+        (np.r_[np.datetime64("NaT"), TIMES_US[1:].astype("M8[us]")], None, "no time"),
+    ],
+)
+def test_a_value_that_is_no_time_loses_its_chunk(
+    tmp_path: Path, times: NDArray[Any], attributes: dict[str, Any] | None, said: str
+) -> None:
+    archive = open_archive(write(tmp_path / "a", times=times, time_attributes=attributes))
+    with pytest.raises(ChunkCorruptError, match=said):
+        archive.times_ns(0, 10)
+    assert archive.times_ns(249, 250)[0] == TIMES_US[249] * 1000
 
 
 def test_iso_times() -> None:

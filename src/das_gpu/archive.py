@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from das_gpu.chunks import Series, StoredArray
+from das_gpu.chunks import StoredArray
 from das_gpu.clock import Clock, TimeAxis
 from das_gpu.discover import (
     channel_spacing,
@@ -28,6 +28,7 @@ from das_gpu.group import Group, read_group
 from das_gpu.locations import Location
 from das_gpu.model import Acquisition
 from das_gpu.recipe import ArchiveSettings
+from das_gpu.series import Series
 from das_gpu.store import Access
 from das_gpu.timescale import iso_time
 from das_gpu.view import lazy_dataset

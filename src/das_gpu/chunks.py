@@ -9,8 +9,7 @@ pipeline, more slowly, with the same errors.
 from __future__ import annotations
 
 import math
-import threading
-from collections import OrderedDict
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -21,15 +20,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from das_gpu.codec import Codec
-from das_gpu.errors import ChunkCorruptError, ChunkMissingError, DasGpuError, SourceError
+from das_gpu.errors import (
+    ChunkCorruptError,
+    ChunkError,
+    ChunkMissingError,
+    ChunkUnreadableError,
+    DasGpuError,
+    SourceError,
+)
 from das_gpu.locations import Location
 from das_gpu.store import Store
 
 if TYPE_CHECKING:
     from zarr.core.metadata import ArrayV2Metadata, ArrayV3Metadata
 
-_CACHED_CHUNKS = 8
 _FRAME_SLACK = 1 << 20  # headers, indices and incompressible blocks of one object
+_FILTERED = 8
 _FETCHES = 2  # a chunk that cannot be decoded is fetched once more: it may be the wire's fault
 
 
@@ -175,7 +181,7 @@ class StoredArray:
         use : callable
             Given the decoded array while it is leased.
         """
-        key = self.key(index)
+        key, started_s = self.key(index), time.monotonic()
         for attempt in range(_FETCHES):
             try:
                 if not self.plain:
@@ -191,6 +197,12 @@ class StoredArray:
             except ChunkCorruptError:
                 if attempt == _FETCHES - 1:
                     raise
+            except ChunkError:
+                raise
+            except SourceError as exc:
+                if self._store.is_alive(started_s):
+                    raise ChunkUnreadableError(str(exc)) from exc
+                raise
         raise AssertionError  # the last attempt returns or raises
 
     def _decode(self, key: str, body: memoryview, out: NDArray[Any]) -> None:
@@ -258,9 +270,19 @@ class StoredArray:
             slice(i * c, min((i + 1) * c, n))
             for i, c, n in zip(index, self.chunk_shape, self.shape, strict=True)
         )
-        check = partial(self._check_stored_size, key)
+        # Filters may change sizes, but hardly so much.
+        most = _FILTERED * self.chunk_nbytes + _FRAME_SLACK
         try:
-            return read_chunk(self._store, self.name, self._metadata, box, out, check=check)
+            return read_chunk(
+                self._store,
+                self.name,
+                self._metadata,
+                box,
+                out,
+                check=partial(self._check_stored_size, key),
+                inspect=partial(self._codec.check_declared_size, limit=most),
+                sharded=self._shard_shape is not None,
+            )
         except DasGpuError:
             raise
         except ObjectAbsentError as exc:
@@ -290,73 +312,6 @@ class StoredArray:
             f"Chunk {key} of {self.location} cannot be decoded to {self.chunk_shape} "
             f"{self.dtype}: {reason}. Copy the object again from its origin."
         )
-
-
-class Series:
-    """A one-dimensional stored array read by sample range, with a few decoded chunks kept.
-
-    Parameters
-    ----------
-    array : StoredArray
-        One-dimensional.
-    fill_missing : bool
-        Take a missing chunk for the array's fill value, when it has one.
-    """
-
-    def __init__(self, array: StoredArray, *, fill_missing: bool = False) -> None:
-        self.array = array
-        self._fill_missing = fill_missing and array.fill_value is not None
-        self._cache: OrderedDict[int, NDArray[Any]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return self.array.shape[0]
-
-    @property
-    def chunk_size(self) -> int:
-        """Samples of a whole chunk."""
-        return self.array.chunk_shape[0]
-
-    def chunk(self, number: int) -> NDArray[Any]:
-        """Read-only samples of one chunk, without the padding of the last one."""
-        with self._lock:
-            if number in self._cache:
-                self._cache.move_to_end(number)
-                return self._cache[number]
-        samples = np.empty(self.array.chunk_shape, self.array.dtype)
-        try:
-            self.array.read((number,), samples)
-        except ChunkMissingError:
-            if not self._fill_missing:
-                raise
-            samples.fill(self.array.fill_value)
-        samples = samples[: len(self) - number * self.chunk_size]
-        samples.flags.writeable = False
-        with self._lock:
-            self._cache[number] = samples
-            if len(self._cache) > _CACHED_CHUNKS:
-                self._cache.popitem(last=False)
-        return samples
-
-    def read(self, t0: int, t1: int) -> NDArray[Any]:
-        """Copy samples ``[t0, t1)`` into a new array.
-
-        Raises
-        ------
-        IndexError
-            The range is not inside the array.
-        ChunkMissingError, ChunkCorruptError
-            A chunk cannot be had.
-        """
-        if not 0 <= t0 <= t1 <= len(self):
-            raise IndexError(f"{self.array.name} has no samples [{t0}, {t1}): it has {len(self)}")
-        samples = np.empty(t1 - t0, self.array.dtype)
-        size = self.chunk_size
-        for number in range(t0 // size, -(-t1 // size)):
-            first = number * size
-            start, stop = max(t0, first), min(t1, first + size)
-            samples[start - t0 : stop - t0] = self.chunk(number)[start - first : stop - first]
-        return samples
 
 
 def _grid(

@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from das_gpu.chunks import Series, StoredArray
+from das_gpu.chunks import StoredArray
 from das_gpu.errors import ChunkError, SourceError
+from das_gpu.series import Series
 from das_gpu.timescale import TimeScale
 
 _Known = tuple[int, int]

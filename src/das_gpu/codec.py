@@ -37,6 +37,7 @@ class Codec:
     description: str
     _decoder: _Decoder | None
     _swapped: bool
+    _compressor: str
 
     @classmethod
     def of(cls, metadata: ArrayV2Metadata | ArrayV3Metadata, stored: np.dtype[Any]) -> Codec:
@@ -48,7 +49,7 @@ class Codec:
             text += f" {stored.str}" + ("" if metadata.order == "C" else " order F")
             plain = not filters and metadata.order == "C"
             name = configs[-1]["id"] if configs else "none"
-            return cls(text, _DECODERS.get(name) if plain else None, not stored.isnative)
+            return cls(text, _DECODERS.get(name) if plain else None, not stored.isnative, name)
         chain: list[dict[str, Any]] = [dict(one.to_dict()) for one in metadata.codecs]
         names = [str(one["name"]) for one in chain]
         settings: list[dict[str, Any]] = [dict(one.get("configuration") or {}) for one in chain]
@@ -58,7 +59,10 @@ class Codec:
         plain = names[:1] == ["bytes"] and len(names) <= 2
         endian = settings[0].get("endian") or sys.byteorder
         decoder = _DECODERS.get((*names, "none")[1]) if plain else None
-        return cls(text, decoder, endian != sys.byteorder)
+        inner = settings[0].get("codecs") if names == ["sharding_indexed"] else None
+        steps = [str(one["name"]) for one in inner] if inner else names
+        outermost = [name for name in steps if name != "crc32c"][-1]
+        return cls(text, decoder, endian != sys.byteorder, outermost)
 
     @property
     def plain(self) -> bool:
@@ -82,6 +86,19 @@ class Codec:
             raise ValueError(str(exc)) from exc
         if self._swapped:
             flat.view(f"u{out.itemsize}").byteswap(inplace=True)
+
+    def check_declared_size(self, body: memoryview, limit: int) -> None:
+        """Refuse bytes that would decode to more than ``limit``, before somebody decodes them.
+
+        Raises
+        ------
+        ValueError
+            They declare, or hold, more than that.
+        """
+        measure = _SIZES.get(self._compressor)
+        size = measure(body, limit) if measure is not None else None
+        if size is not None and size > limit:
+            raise ValueError(f"it declares {size} bytes where at most {limit} are expected")
 
 
 def _step(config: Mapping[str, Any], name: str) -> str:
@@ -167,4 +184,31 @@ _DECODERS: dict[str, _Decoder] = {
     "zlib": _decode_zlib,
     "gzip": _decode_gzip,
     "lz4": _decode_lz4,
+}
+
+
+def _blosc_size(body: memoryview, limit: int) -> int | None:  # noqa: ARG001 - it is declared
+    return int.from_bytes(body[4:8], "little")
+
+
+def _zstd_size(body: memoryview, limit: int) -> int | None:  # noqa: ARG001 - it is declared
+    return _zstd_content_size(body)
+
+
+def _lz4_size(body: memoryview, limit: int) -> int | None:  # noqa: ARG001 - it is declared
+    return int.from_bytes(body[:4], "little")
+
+
+def _zlib_size(body: memoryview, limit: int) -> int | None:
+    """Size of a stream, which declares none: found by decoding, as far as the limit."""
+    stream = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either of zlib and gzip
+    return len(stream.decompress(body, limit + 1))
+
+
+_SIZES: dict[str, Callable[[memoryview, int], int | None]] = {
+    "blosc": _blosc_size,
+    "zstd": _zstd_size,
+    "lz4": _lz4_size,
+    "zlib": _zlib_size,
+    "gzip": _zlib_size,
 }

@@ -6,6 +6,7 @@ Imports zarr: import this module late.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,20 @@ class ObjectAbsentError(Exception):
 class _Fetching(MemoryStore):
     """What Zarr asks for, fetched from our store: whole objects, or parts of shards."""
 
-    def __init__(self, store: Store, check: CheckSize) -> None:
+    def __init__(
+        self, store: Store, check: CheckSize, inspect: Callable[[memoryview], None], indices: int
+    ) -> None:
         super().__init__(read_only=True)
         self._source = store
         self._check = check
+        self._inspect = inspect
+        self._indices = indices
         self.fetched = 0
+
+    @property
+    def found(self) -> bool:
+        """Whether a chunk was fetched: not a shard's index alone, which says there is none."""
+        return self._indices < 0
 
     async def get(
         self,
@@ -47,6 +57,9 @@ class _Fetching(MemoryStore):
         if body is None:
             raise ObjectAbsentError(key)
         self.fetched += body.nbytes
+        self._indices -= 1
+        if self._indices < 0:
+            self._inspect(body)
         return bytes(body)
 
 
@@ -58,6 +71,8 @@ def read_chunk(
     out: NDArray[Any],
     *,
     check: CheckSize,
+    inspect: Callable[[memoryview], None],
+    sharded: bool,
 ) -> int:
     """Decode a box of an array that lies in one chunk.
 
@@ -71,6 +86,10 @@ def read_chunk(
         The chunk; its beginning is filled with the box, the rest with zeros.
     check : callable
         Told the size of what is about to be fetched.
+    inspect : callable
+        Given a chunk's bytes before they are decoded; raises to refuse them.
+    sharded : bool
+        The chunk lies in a shard, whose index is fetched first.
 
     Returns
     -------
@@ -84,10 +103,12 @@ def read_chunk(
     Exception
         Of any kind, by codecs that are given bad bytes.
     """
-    fetching = _Fetching(store, check)
+    fetching = _Fetching(store, check, inspect, int(sharded))
     known: Any = metadata
     array: Any = zarr.Array(zarr.AsyncArray(metadata=known, store_path=StorePath(fetching, name)))
     values = np.asarray(array[box])
+    if not fetching.found:
+        raise ObjectAbsentError(name)
     flat = out.reshape(-1).view(np.uint8)
     flat[:] = 0
     out[tuple(slice(0, n) for n in values.shape)] = values

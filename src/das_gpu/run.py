@@ -265,7 +265,8 @@ class _Run:
                 if not waiting:
                     break
                 done, _ = wait(waiting, timeout=WAIT_S, return_when=FIRST_COMPLETED)
-                for future in done:
+                # In order, so that the first error is the one that is told.
+                for future in sorted(done, key=waiting.__getitem__):
                     self._finish(waiting.pop(future), future)
         except BaseException as error:
             self._cancelled.set()
@@ -281,6 +282,20 @@ class _Run:
         return self._summary()
 
     def _extract(self, number: int) -> SegmentResult:
+        """Make one segment; what is fatal for the run ends it before the next one begins."""
+        try:
+            return self._one(number)
+        except SourceError as error:
+            if isinstance(error, ChunkError):
+                self._cancelled.set()
+            raise
+        except BaseException:
+            self._cancelled.set()
+            raise
+
+    def _one(self, number: int) -> SegmentResult:
+        if self._cancelled.is_set():
+            raise InterruptedRunError("The run was stopped before this segment was begun.")
         return extract_segment(
             self._archive,
             self._plan,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 
 from das_gpu.answers import Errand
 from das_gpu.credentials import ANONYMOUS, Credential, Secret
-from das_gpu.errors import ChunkUnreadableError, SourceNotFoundError, UsageError
+from das_gpu.errors import DasGpuError, SourceNotFoundError, UsageError
 from das_gpu.locations import Location, parse_location
 from das_gpu.patience import GaveUp, Patience, Transient, Watch, patiently
 from das_gpu.transports import Absent, CheckSize, Part, Transport
@@ -72,7 +73,9 @@ class Store:
     def __init__(self, location: Location, access: Access | None = None) -> None:
         self.location = location
         self.access = access or Access()
-        self._alive_s = 0.0
+        self._had = ("", -math.inf)  # the last object read, and when
+        self._failed_s = -math.inf  # when it could not be read again
+        self._asking = threading.Lock()
         self._secret = secret_for(location, self.access.credential)
         named = "" if self._secret.kind == "anonymous" else str(self.access.credential)
         self._errand = Errand(location, named)
@@ -141,10 +144,8 @@ class Store:
 
         Raises
         ------
-        ChunkUnreadableError
-            The store answers, but this object cannot be had.
         SourceError, AccessDeniedError
-            The store failed or refused.
+            The object cannot be had, or the store refuses.
         InterruptedRunError
             See `das_gpu.patience.cancelled_by`.
         """
@@ -161,7 +162,10 @@ class Store:
                 throttled = throttled or failure.throttled
                 raise
 
-        return self._patiently(attempt)
+        body = self._patiently(attempt)
+        if body is not None:
+            self._had = (key, time.monotonic())
+        return body
 
     def children(self) -> tuple[list[str], list[str]]:
         """Names of folders, and of objects, directly below the location; raises as `get` does."""
@@ -176,18 +180,31 @@ class Store:
         with container_client(self._errand, self._secret, self.access.patience) as client:
             return container_facts(client)
 
+    def is_alive(self, since_s: float) -> bool:
+        """Whether an object was had since a time of ``time.monotonic``, or can be had again now.
+
+        It tells an object that cannot be had from a store that has failed.
+        """
+        with self._asking:
+            key, had_s = self._had
+            if not key or had_s > since_s or self._failed_s > since_s:
+                return had_s > since_s
+            patience = self.access.patience
+            watch = Watch(patience, time.monotonic() + patience.stall_s)
+            try:
+                self._transport.get(key, lambda _: None, watch)
+            except (Absent, Transient, DasGpuError):
+                self._failed_s = time.monotonic()
+                return False
+            self._had = (key, time.monotonic())
+            return True
+
     def _patiently(self, attempt: Callable[[Watch], _T]) -> _T:
-        started = time.monotonic()
         try:
-            answer = patiently(attempt, self.access.patience)
+            return patiently(attempt, self.access.patience)
         except GaveUp as end:
             error = end.last.error
-            text = f"{error} {end}"
-            if end.last.answered or self._alive_s > started:
-                raise ChunkUnreadableError(text) from end
-            raise type(error)(text) from end
-        self._alive_s = time.monotonic()
-        return answer
+            raise type(error)(f"{error} {end}") from end
 
     def _showing_headers(self) -> Transport:
         """The transport that sees a ``Retry-After``; obstore keeps such headers to itself."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from das_gpu.errors import SourceError
+from das_gpu.errors import ChunkCorruptError, SourceError
 
 _NS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 _NS |= {"D": 86400 * 10**9}
@@ -83,7 +83,7 @@ class TimeScale:
 
         Raises
         ------
-        SourceError
+        ChunkCorruptError
             A value is not a time (NaN, NaT) or lies beyond the years 1678 to 2261.
         """
         if values.dtype.kind == "M":
@@ -94,7 +94,7 @@ class TimeScale:
             ns = value * float(self.unit_ns) + self.epoch_ns
             # The strict bound also catches NaT, which is stored as the lowest integer.
             if not abs(ns) < 2.0**63 - 1024 or value == np.iinfo(np.int64).min:
-                raise SourceError(
+                raise ChunkCorruptError(
                     f"{self.name} holds {value}, which is no time in units of {self.unit_ns} ns. "
                     "Integer times are taken for microseconds since 1970 unless the variable's "
                     "'units' attribute says otherwise, as 'nanoseconds since 1970-01-01' does."

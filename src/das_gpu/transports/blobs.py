@@ -42,7 +42,7 @@ class Blobs:
             with download.watched():
                 answer = self._client.download_blob(name, **wanted, **download.hooks)
                 return memoryview(answer.readall())
-        except (AzureError, TypeError, ValueError, _AskedAgain) as error:
+        except (AzureError, OSError, TypeError, ValueError, _AskedAgain) as error:
             raise self._failed(key, error, download) from error
 
     def children(self) -> tuple[list[str], list[str]]:
@@ -80,7 +80,7 @@ class Blobs:
             explained = explain(error, self._errand, key)
             if isinstance(explained, SourceNotFoundError):
                 return Absent()
-            if not download.begun:
+            if not download.begun and download.verdict is None:
                 return explained
         found = download.verdict or "it broke off"
         failed = self._errand.failed(key, SourceError, "the answer is not whole", found)
@@ -106,6 +106,8 @@ class _Download:
         self.begun = False
         self.verdict: str | None = None
         self.cancelled: InterruptedRunError | None = None
+        self._response: Any = None
+        self._raw: Any = None
 
     @property
     def hooks(self) -> dict[str, Any]:
@@ -117,6 +119,11 @@ class _Download:
         """Look after the download inside the block."""
         try:
             yield
+        except Exception:
+            # What the library raises of an answer that it does not like leaves it open.
+            if self._response is not None:
+                self._response.close()
+            raise
         finally:
             self._over.set()
             if self._thread is not None:
@@ -128,28 +135,28 @@ class _Download:
 
     def _answered(self, response: Any) -> None:
         answer = response.http_response
-        if answer.status_code not in (200, 206):
-            return
-        try:
-            self._check(int(answer.headers.get("Content-Length", 0)))
-        except Exception:
-            answer.internal_response.close()
-            raise
-        self.begun = True
-        raw = answer.internal_response.raw
-        self._thread = threading.Thread(
-            target=self._look, args=(raw,), name="das-gpu-watch", daemon=True
-        )
-        self._thread.start()
+        if answer.status_code in (200, 206):
+            try:
+                self._check(int(answer.headers.get("Content-Length", 0)))
+            except Exception:
+                answer.internal_response.close()
+                raise
+            self.begun = True
+        # What a refusal says may come as slowly as an object.
+        self._response = answer.internal_response
+        self._raw = self._response.raw
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._look, name="das-gpu-watch", daemon=True)
+            self._thread.start()
 
-    def _look(self, raw: Any) -> None:
+    def _look(self) -> None:
         while not self._over.wait(_LOOK_S):
             try:
-                self.verdict = self._watch.verdict(raw.tell())
+                self.verdict = self._watch.verdict(self._raw.tell())
             except InterruptedRunError as error:
                 self.cancelled = error
             if self.verdict is not None or self.cancelled is not None:
                 # The body has just come to its end, and its connection may be back in the pool.
                 with suppress(OSError, ValueError, RuntimeError):
-                    raw.shutdown()
+                    self._raw.shutdown()
                 return
