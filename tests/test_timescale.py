@@ -10,9 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from das_gpu.archive import open_archive
-from das_gpu.errors import (
-    SourceError,
-)
+from das_gpu.errors import ChunkCorruptError, SourceError
 from das_gpu.timescale import iso_time
 from tests.layouts import (
     START_NS,
