@@ -80,7 +80,7 @@ def test_a_value_that_is_no_time_loses_its_chunk(
     archive = open_archive(write(tmp_path / "a", times=times, time_attributes=attributes))
     with pytest.raises(ChunkCorruptError, match=said):
         archive.times_ns(0, 10)
-    assert archive.times_ns(249, 250)[0] == TIMES_US[249] * 1000
+    assert abs(archive.times_ns(249, 250)[0] - TIMES_US[249] * 1000) < 1000
 
 
 def test_iso_times() -> None:
