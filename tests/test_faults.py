@@ -51,6 +51,8 @@ from tests.faults import (
 from tests.outputs import files, lines, records, statuses
 from tests.proxy import FaultProxy
 
+pytestmark = pytest.mark.slow  # most of it is waiting
+
 RECIPE = Recipe().with_settings({"selection.channel_step": 1, "tile.seconds": 5, "tile.bands": 2})
 CHUNK = r"RawData/0\.3$"
 """Channels 0 to 16, samples 1500 to 2000: in tile (1, 0) and in the halo of tile (2, 0)."""
@@ -555,7 +557,6 @@ def test_azure_sdk_waits_as_long_as_the_server_asks(
     assert files(net.out) == files(undisturbed)
 
 
-@pytest.mark.slow
 def test_obstore_waits_5_s_and_then_as_long_as_the_server_asks(
     nets: list[Net], undisturbed: Path
 ) -> None:
@@ -588,7 +589,6 @@ def test_as_many_requests_are_in_flight_as_there_are_loaders(
 # --- a storm ----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_a_minute_of_503s_is_waited_out(nets: list[Net], undisturbed: Path) -> None:
     """Everything fails for 60 s, from the middle of a run on, with the default patience."""
 
