@@ -454,6 +454,7 @@ def test_a_server_that_is_not_there_is_not_waited_for(prefix, owner):
     assert time.monotonic() - start_s < 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault", [Answer(503), Answer(500), Answer(429), Hang(), Reset(after=None)], ids=repr
 )

@@ -85,6 +85,7 @@ def test_no_batch_size_or_loader_count_changes_a_byte(
     assert files(tmp_path) == made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [(36, 6000), (5, 64), (36, 1), (1, 6000), (7, 999)])
 def test_no_chunk_shape_changes_a_pixel(samples, undisturbed, tmp_path, chunks):
     if chunks == (36, 1):

@@ -112,6 +112,7 @@ def test_a_store_that_never_answered_has_failed(proxy, name):
     assert not store.is_alive(0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_body_that_never_comes_whole_is_asked_for_four_times(proxy, hurried, name):
     proxy.inject(Truncate())
