@@ -188,3 +188,11 @@ def test_plan_says_how_many_chunks_are_asked_for_at_a_time(container, store, cap
     ]:
         assert main(["plan", source, *SELECTION, *options]) == 0
         assert f"{loaders} chunks asked for at a time" in capsys.readouterr().out
+
+
+def test_an_account_can_be_given_for_a_short_address(store, monkeypatch, capsys):
+    """Nothing is sent: nobody writes to Azure without a credential."""
+    for name in ("CONNECTION_STRING", "ACCOUNT_NAME", "ACCOUNT_KEY", "SAS_TOKEN"):
+        monkeypatch.delenv(f"AZURE_STORAGE_{name}", raising=False)
+    assert main(["extract", str(store), "az://runs/night", "--account", "mine"]) == 5
+    assert "https://mine.blob.core.windows.net/runs/night" in capsys.readouterr().err

@@ -20,14 +20,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, BinaryIO, Protocol
+from typing import IO, BinaryIO, Protocol
 
 from das_gpu.errors import DestinationError, UsageError
-from das_gpu.locations import Location, parse_location
+from das_gpu.locations import Location
 from das_gpu.runfile import check_key
-
-if TYPE_CHECKING:
-    from das_gpu.store import Access
+from das_gpu.store import Access
 
 _TEMPORARY = ".~das-gpu-"
 _CREATE_ATTEMPTS = 8
@@ -278,9 +276,7 @@ def open_sink(out: str | Path | Location, access: Access | None = None) -> Sink:
     AccessDeniedError
         When the container's server refuses the credential.
     """
-    location = out
-    if not isinstance(location, Location):
-        location = parse_location(location, credential=access.credential if access else None)
+    location = out if isinstance(out, Location) else (access or Access()).locate(out)
     if location.is_local:
         return LocalSink(location.path)
     if location.scheme != "azure":

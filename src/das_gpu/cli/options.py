@@ -109,7 +109,7 @@ class AccessOptions:
         ),
     ] = "auto"
     account: Annotated[
-        str, option(ACCESS, "Storage account of an az:// address.", metavar="NAME")
+        str, option(ACCESS, "Storage account of az:// addresses.", metavar="NAME")
     ] = ""
     transport: Annotated[
         Literal["obstore", "azure-sdk"],
