@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from itertools import product
@@ -33,13 +33,16 @@ from numpy.typing import NDArray
 
 from das_gpu import host
 from das_gpu.archive import Archive, open_archive
+from das_gpu.backends import Workspace
 from das_gpu.backends.cpu import CpuBackend
+from das_gpu.backends.window import HostRing
 from das_gpu.model import RowWindow, Span, Status
 from das_gpu.plan import Plan, plan
-from das_gpu.process import Processor
+from das_gpu.process import Processor, design
 from das_gpu.recipe import Recipe, parse_channels
+from das_gpu.spans import ring_layout
 from das_gpu.store import Access
-from das_gpu.stream import SegmentStream, held_dtype, ring_capacity
+from das_gpu.stream import SegmentStream
 
 if TYPE_CHECKING:
     from obstore.store import AzureStore
@@ -139,7 +142,7 @@ def stream(asked: Job) -> Work:
     """``SegmentStream`` into the CPU backend's ring; rows are let go as soon as they are there."""
     host.give_big_buffers_back()
     laid = asked.plan
-    ring = CpuBackend().ring(laid.kept_channels, ring_capacity(laid), held_dtype(laid))
+    ring = HostRing(ring_layout(laid, laid.segment(0)))
 
     def work() -> str:
         total = 0
@@ -191,14 +194,18 @@ def stream_processed(asked: Job) -> Work:
     """``extract``'s own path, up to the images."""
     host.give_big_buffers_back()
     laid, backend = asked.plan, CpuBackend(host.processors())
-    processor = Processor(laid, backend)
-    ring = backend.ring(laid.kept_channels, ring_capacity(laid), held_dtype(laid))
+    layout, chain = ring_layout(laid, laid.segment(0)), design(laid)
 
     def work() -> str:
         digest = sha256()
-        with segment_stream(asked, ring) as rows:
+        with (
+            backend.workspace(layout, chain) as workspace,
+            segment_stream(asked, workspace.ring) as rows,
+        ):
+            processor = Processor(laid, chain, workspace)
             for row in rows:
-                for image in processor.row(ring, row, partial(rows.release, row.row)):
+                drawn = processor.begin(row, partial(rows.release, row.row))
+                for image in processor.finish(drawn):
                     digest.update(image.pixels.tobytes())
         return digest.hexdigest()
 
@@ -263,8 +270,8 @@ class Rows:
     def __init__(self, asked: Job) -> None:
         self._plan = asked.plan
         self._backend = CpuBackend(host.processors())
-        self._processor = Processor(asked.plan, self._backend)
-        self._rings = threading.local()
+        self._chain = design(asked.plan)
+        self._open = threading.local()
 
     def window(self, row: int) -> tuple[int, int]:
         """Archive samples of a row's tiles with their halos, as far as they are recorded."""
@@ -275,17 +282,28 @@ class Rows:
     def images(self, row: int, blocks: Iterable[Block]) -> list[bytes]:
         """Images of a row of tiles, given blocks that cover its window."""
         laid, (start, stop) = self._plan, self.window(row)
-        if not hasattr(self._rings, "ring"):
-            self._rings.ring = self._backend.ring(
-                laid.kept_channels, laid.window_span, held_dtype(laid)
-            )
+        work = self._workspace()
+        held0 = self._start(row)
         for samples, k0, t0 in blocks:
             first, last = max(start, t0), min(stop, t0 + samples.shape[1])
-            self._rings.ring.store(samples[:, first - t0 : last - t0], k0, first)
-        held0 = self._start(row)
+            with work.ring.room(0, k0, k0 + samples.shape[0]) as room:
+                room[:, first - held0 : last - held0] = samples[:, first - t0 : last - t0]
         span = Span(0, laid.kept_channels, start - held0, stop - held0, Status.OK)
-        window = RowWindow(row, held0, laid.window_span, (span,), 0, 0, 0)
-        return [one.pixels.tobytes() for one in self._processor.row(self._rings.ring, window)]
+        window = RowWindow(row, 0, laid.window_span, (span,), 0, 0, 0)
+        processor = Processor(laid, self._chain, work)
+        return [one.pixels.tobytes() for one in processor.finish(processor.begin(window))]
+
+    def _workspace(self) -> Workspace:
+        """This thread's own, whose ring is one window."""
+        if not hasattr(self._open, "work"):
+            laid = self._plan
+            layout = replace(
+                ring_layout(laid, laid.segment(0)), first=0, bounds=(0, laid.window_span), slots=1
+            )
+            manager = self._backend.workspace(layout, self._chain)
+            self._open.work = manager.__enter__()
+        work: Workspace = self._open.work
+        return work
 
     def _start(self, row: int) -> int:
         return self._plan.sample_start + row * self._plan.tile_span - self._plan.halo_before
@@ -301,6 +319,7 @@ def segment_stream(asked: Job, ring: Any) -> SegmentStream:
         asked.plan,
         asked.plan.segment(0),
         ring,
+        ring_layout(asked.plan, asked.plan.segment(0)),
         loaders=asked.threads,
         decoders=host.processors(),
     )

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from das_gpu.backends import Chain, Picture, cpu, grey, select
+from das_gpu.backends import Picture, cpu, grey, select
+from das_gpu.backends.window import (
+    NARROW_COUNTS,
+    HostRing,
+    detrend_narrow,
+    detrended,
+    gather,
+    limits,
+)
 from das_gpu.errors import UsageError
-from das_gpu.model import RowWindow, Span, Status
+from das_gpu.model import RingLayout, RowWindow, Span, Status
 from das_gpu.recipe import Scale
-
-
-def chain(bands: int, width: int, samples: int, dtype: str = "float32") -> Chain:
-    return Chain(
-        dtype=np.dtype(dtype), length=samples, core0=0, step=1, tile_samples=samples,
-        weights=None, sections=None, padding=0, median_first=False,
-        bands=bands, band_channels=width,
-    )  # fmt: skip
+from tests.workspaces import chain, workspace
 
 
 @given(st.integers(2, 40), st.integers(0, 90), st.integers(0, 90), st.integers(0, 99))
@@ -29,29 +28,34 @@ def test_odd_reflection_is_numpy_pads_however_often_it_folds(n, before, after, s
     known = np.random.default_rng(seed).normal(size=(3, n))
     expected = np.pad(known, ((0, 0), (before, after)), mode="reflect", reflect_type="odd")
     window = np.empty((3, before + n + after))
-    cpu._gather([known], window, before, before + n)
+    gather([known], window, before, before + n)
     np.testing.assert_allclose(window, expected, rtol=0, atol=1e-9 * (before + after + 1))
 
 
 def test_a_single_known_sample_is_repeated():
     window = np.empty((2, 5))
-    cpu._gather([np.array([[3.0], [4.0]])], window, 2, 3)
+    gather([np.array([[3.0], [4.0]])], window, 2, 3)
     assert (window == [[3], [4]]).all()
 
 
-@given(st.integers(1, 30), st.integers(1, 60), st.lists(st.integers(1, 30), max_size=8))
-def test_a_ring_returns_the_latest_samples_wherever_they_wrap(channels, capacity, widths):
-    ring = cpu.HostRing(channels, capacity, np.dtype(np.int32))
-    held = -7  # a halo before the first tile has negative places
-    for width in widths:
-        stop = held + min(width, capacity)
-        ring.store(np.broadcast_to(np.arange(held, stop), (channels, stop - held)), 0, held)
-        held = stop
-    low = max(-7, held - capacity)
-    pieces = ring.pieces(0, channels, low, held)
-    assert (np.concatenate(pieces, axis=1) == np.arange(low, held)).all()
-    with pytest.raises(ValueError, match="do not fit"):
-        ring.pieces(0, 1, 0, capacity + 1)
+@given(st.integers(1, 30), st.lists(st.integers(0, 30), min_size=1, max_size=8), st.data())
+def test_a_ring_returns_what_was_put_in_its_columns(channels, widths, data):
+    bounds = np.cumsum([-7, *widths])  # a halo before the first tile has negative places
+    slots = data.draw(st.integers(1, len(widths)))
+    layout = RingLayout(
+        3, tuple(int(b) for b in bounds), slots, channels, "int32", (0, channels), False
+    )
+    ring = HostRing(layout)
+    for column in range(3, 3 + len(widths)):
+        with ring.room(column, 0, channels) as room:
+            room[...] = np.arange(*layout.samples(column))
+    low = layout.samples(3 + len(widths) - slots)[0]
+    first = data.draw(st.integers(low, int(bounds[-1])))
+    last = data.draw(st.integers(first, int(bounds[-1])))
+    pieces = ring.pieces(0, channels, first, last)
+    assert all(piece.size for piece in pieces)
+    found = np.concatenate([np.empty((channels, 0), np.int32), *pieces], axis=1)
+    assert (found == np.arange(first, last)).all()
 
 
 @given(st.integers(1, 70), st.integers(1, 300), st.integers(0, 99), st.integers(1, 3))
@@ -59,30 +63,35 @@ def test_common_mode_is_the_median_of_real_and_imaginary_parts(channels, samples
     random = np.random.default_rng(seed)
     z = random.normal(size=(channels, samples)) + 1j * random.normal(size=(channels, samples))
     z = z.astype(np.complex64)
-    picked = np.flatnonzero(random.random(channels) < 0.7)
-    picked = picked if picked.size else np.array([0])
-    ours = cpu.CpuBackend(threads).common_mode(z, picked)
+    picked = random.random(channels) < 0.7
+    picked[0] = True
+    with workspace(chain(1, channels, samples), threads) as work:
+        ours = work.common_mode(cpu.Signal(z, picked))
     assert ours.dtype == np.complex64
     np.testing.assert_array_equal(ours.real, np.median(z[picked].real, axis=0))
     np.testing.assert_array_equal(ours.imag, np.median(z[picked].imag, axis=0))
 
 
 def test_the_envelope_of_one_count_is_120_db_and_of_nothing_minus_infinity():
-    envelope = cpu.CpuBackend().envelope_db(np.array([[1 + 0j, 10j, 0j]]), None)
-    assert envelope.tolist() == [[120.0, 140.0, -np.inf]]
+    signal = cpu.Signal(np.array([[1 + 0j, 10j, 0j]]), np.array([True]))
+    with workspace(chain(1, 1, 3)) as work:
+        envelope = work.envelope_db(signal, None)
+    assert envelope.values.tolist() == [[120.0, 140.0, -np.inf]]
 
 
 def live(samples: np.ndarray, dtype: str = "float32") -> list[bool]:
     """Which channels live when these samples (channel, sample) are a whole window."""
     channels, length = samples.shape
-    ring = cpu.HostRing(channels, length, samples.dtype)
-    ring.store(samples, 0, 0)
-    spectral = replace(chain(1, channels, length, dtype), weights=np.ones(length // 2))
+    spectral = chain(1, channels, length, dtype=np.dtype(dtype), weights=np.ones(length // 2))
+    layout = RingLayout(0, (0, length), 1, channels, samples.dtype.name, (0, channels), False)
     row = RowWindow(0, 0, length, (Span(0, channels, 0, length, Status.OK),), 0, 0, 0)
-    signal, alive = cpu.CpuBackend().analytic(ring, row, spectral)
-    assert np.isfinite(signal).all()
-    assert not signal[~alive].any()
-    return alive.tolist()
+    with cpu.CpuBackend().workspace(layout, spectral) as work:
+        with work.ring.room(0, 0, channels) as room:
+            room[...] = samples
+        signal = work.analytic(row)
+    assert np.isfinite(signal.values).all()
+    assert not signal.values[~signal.live].any()
+    return signal.live.tolist()
 
 
 @pytest.mark.parametrize("integer", [np.int16, np.int32])
@@ -103,12 +112,12 @@ def test_the_integer_detrend_is_the_one_in_float64(samples, seed, bits, kind):
     random = np.random.default_rng(seed)
     half = min(2**bits, 2 ** (8 * int(kind[1])) - 1) // 2
     counts = random.integers(-half, half, endpoint=True, size=(6, samples)).astype(kind)
-    exact = cpu._detrended(counts.astype(np.float64))
+    exact = detrended(counts.astype(np.float64))
     ours = np.empty((6, samples), np.float32)
-    low, high = cpu._range([counts])
-    wide = cpu._detrend_narrow([counts[:, :1], counts[:, 1:]], low, high, ours)
+    low, high = limits([counts])
+    wide = detrend_narrow([counts[:, :1], counts[:, 1:]], low, high, ours)
     span = high.astype(float) - low
-    assert set(wide) == set(np.flatnonzero(span > cpu.NARROW_COUNTS))
+    assert set(wide) == set(np.flatnonzero(span > NARROW_COUNTS))
     narrow = np.setdiff1d(np.arange(6), wide)
     np.testing.assert_allclose(ours[narrow], exact[narrow], rtol=0, atol=0.03)
 
@@ -119,9 +128,9 @@ def test_percentile_levels_are_numpys_over_the_live_channels(seed, share, sample
     envelope = random.normal(150, 9, size=(8, samples))
     live = np.array([True, True, False, True, *(random.random(4) < 0.5)])
     envelope[~live] = -np.inf
-    levels = cpu.CpuBackend().levels(
-        envelope, live, chain(2, 4, samples), Scale("percentile", share, 100 - share)
-    )
+    made = chain(2, 4, samples, scale=Scale("percentile", share, 100 - share))
+    with workspace(made) as work:
+        levels = work.levels(cpu.Envelope(envelope, live))
     for band in range(2):
         rows = slice(4 * band, 4 * band + 4)
         values = envelope[rows][live[rows]]
@@ -134,9 +143,8 @@ def test_percentile_levels_are_numpys_over_the_live_channels(seed, share, sample
 
 def test_zeros_of_a_live_channel_are_floored_200_db_under_the_maximum():
     envelope = np.array([[170.0, -np.inf, 150.0]])
-    levels = cpu.CpuBackend().levels(
-        envelope, np.array([True]), chain(1, 1, 3), Scale("tile", 0, 0)
-    )
+    with workspace(chain(1, 1, 3)) as work:
+        levels = work.levels(cpu.Envelope(envelope, np.array([True])))
     assert envelope.tolist() == [[170.0, -30.0, 150.0]]
     assert levels.tolist() == [[-30.0, 170.0]]
 
@@ -161,8 +169,10 @@ def test_dead_channels_are_black_and_leave_the_others_alone(resize):
     live = np.arange(8) >= 4
     envelope[~live] = -np.inf
     picture = Picture(16, 8, 255, "time-down", resize)
-    backend = cpu.CpuBackend()
-    pixels = backend.grey(envelope, live, np.array([[140.0, 160.0]]), chain(1, 8, 16), picture)[0]
+    with workspace(chain(1, 8, 16, picture=picture)) as work:
+        outcome = work.draw(cpu.Envelope(envelope, live), np.array([[140.0, 160.0]]))
+    (pixels,) = outcome.pixels
+    assert (outcome.dead.tolist(), outcome.live) == ([4], (4, 7))
     assert (pixels[:, :4] == 0).all()
     assert (pixels[:, 4:] == 255).all()
 
@@ -180,8 +190,9 @@ def test_a_tile_of_one_level_is_black_not_a_division_by_zero():
         picture = Picture(4, 4, 255, "time-down", resize)
         flat = np.full((4, 4), 150.0)
         levels = np.array([[150.0, 150.0]])
-        image = cpu.CpuBackend().grey(flat, np.ones(4, bool), levels, chain(1, 4, 4), picture)[0]
-        assert not image.any()
+        with workspace(chain(1, 4, 4, picture=picture)) as work:
+            outcome = work.draw(cpu.Envelope(flat, np.ones(4, bool)), levels)
+        assert not outcome.pixels[0].any()
 
 
 def test_auto_says_why_it_chose_the_cpu_and_gpu_is_refused():

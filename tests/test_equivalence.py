@@ -13,6 +13,7 @@ from das_gpu import Recipe, extract
 from tests import reference
 from tests.archives import random_walk, write_archive
 from tests.outputs import envelopes, images, records
+from tests.workspaces import chain, workspace
 
 RATE_HZ = 200.0
 
@@ -245,7 +246,8 @@ def test_the_median_after_the_band_pass_leaves_a_twentieth_of_the_common_mode():
     random = np.random.default_rng(3)
     own = random.normal(size=(600, 800)) + 1j * random.normal(size=(600, 800))
     common = 3 * (random.normal(size=800) + 1j * random.normal(size=800))
-    found = cpu.CpuBackend().common_mode(own + common, np.arange(600))
+    with workspace(chain(1, 600, 800)) as work:
+        found = work.common_mode(cpu.Signal(own + common, np.full(600, True)))
     residual = np.sqrt(np.mean(np.abs(found - common) ** 2) / np.mean(np.abs(own) ** 2))
     assert residual == pytest.approx(0.05, abs=0.01)
 

@@ -20,12 +20,14 @@ import zarr
 
 from das_gpu import Recipe, extract, open_archive
 from das_gpu.backends.cpu import CpuBackend
+from das_gpu.backends.window import HostRing
 from das_gpu.chunks import StoredArray
 from das_gpu.errors import DestinationError, IdentityError, SourceError
 from das_gpu.run import Progress, prepare
 from das_gpu.segment import extract_segment
 from das_gpu.sink import open_sink
-from das_gpu.stream import SegmentStream, held_dtype, ring_capacity
+from das_gpu.spans import ring_layout
+from das_gpu.stream import SegmentStream
 from tests.archives import clock_us, random_walk, write_archive
 from tests.outputs import envelopes, files, images, lines, records, statuses
 
@@ -451,15 +453,16 @@ def test_loaders_wait_when_the_ring_is_full(store):
     """Without a reader, no more is fetched than the ring holds."""
     archive = open_archive(store)
     _, plan = prepare(store, small())
-    ring = CpuBackend().ring(plan.kept_channels, ring_capacity(plan), held_dtype(plan))
-    with SegmentStream(archive, plan, plan.segment(0), ring, loaders=3) as stream:
+    layout = ring_layout(plan, plan.segment(0))
+    with SegmentStream(
+        archive, plan, plan.segment(0), HostRing(layout), layout, loaders=3
+    ) as stream:
         rows = iter(stream)
         next(rows)
         for thread in stream._threads:
             thread.join(timeout=0.5)
         fetched = stream.traffic.chunks
-    columns = (ring_capacity(plan) + plan.halo_before) // CHUNKS[1] + 1
-    assert 0 < fetched <= columns * 3 < plan.chunk_reads
+    assert 0 < fetched <= layout.slots * 3 < plan.chunk_reads
 
 
 MEMORY = """
@@ -478,13 +481,12 @@ def test_peak_memory_is_flat_over_the_length_of_the_archive(tmp_path):
     from das_gpu.simulate import simulate
 
     peaks = {}
-    for times in (1, 2, 8):
-        scene = Scene(channels=1500, seconds=45.0 * times, chunk_shape=(1500, 3000))
+    for times in (1, 8):
+        scene = Scene(channels=1500, seconds=60.0 * times, chunk_shape=(1500, 3000))
         path = simulate(tmp_path / f"{times}.zarr", scene)
         command = [sys.executable, "-c", MEMORY, str(path), str(tmp_path / f"out{times}")]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         peaks[times] = int(done.stdout)
-    assert peaks[2] <= 1.1 * peaks[1]
     assert peaks[8] <= 1.1 * peaks[1]
 
 

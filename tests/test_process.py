@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from das_gpu import Recipe, extract
-from das_gpu.backends.cpu import CpuBackend
-from das_gpu.process import Processor
-from das_gpu.run import prepare
+from das_gpu.backends.cpu import median_channels
 from tests.archives import random_walk, write_archive
 from tests.outputs import images, records
 
@@ -32,14 +30,18 @@ def recipe(kind: str) -> Recipe:
     ("live", "step"),
     [(1, 1), (1023, 1), (1024, 1), (1025, 2), (2048, 2), (2049, 3), (7500, 8)],
 )
-def test_the_median_is_over_every_kth_live_channel_at_most_1024(samples, tmp_path, live, step):
-    path = write_archive(tmp_path / "a.zarr", samples, 200.0, (60, 2000))
-    processor = Processor(prepare(path, recipe("channel"))[1], CpuBackend())
-    processor._distance_m = np.arange(7500) * SPACING_M
-    channels, reason = processor._median_channels(np.arange(7500) < live)
-    assert reason is None
+def test_the_median_is_over_every_kth_live_channel_at_most_1024(live, step):
+    channels = median_channels(np.arange(7500) < live, np.arange(7500) * SPACING_M, 0.0)
     assert channels.tolist() == list(range(0, live, step))
     assert len(channels) <= 1024
+
+
+@pytest.mark.parametrize(("span_m", "some"), [(4999.9, False), (5000.0, True)])
+def test_no_median_is_taken_over_less_than_the_aperture(span_m, some):
+    """Distances may run either way along the cable."""
+    for distance_m in (np.array([0.0, 1.0, span_m]), np.array([span_m, 1.0, 0.0])):
+        channels = median_channels(np.array([True, True, True]), distance_m, 5000.0)
+        assert bool(channels.size) is some
 
 
 def test_live_channels_over_less_than_5_km_keep_their_common_mode_and_the_tiles_say_so(

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from das_gpu import Recipe, open_archive
-from das_gpu.backends.cpu import CpuBackend
+from das_gpu.backends.window import HostRing
 from das_gpu.errors import InterruptedRunError, SourceError
 from das_gpu.model import Status
 from das_gpu.plan import Plan, plan
-from das_gpu.stream import SegmentStream, held_dtype, ring_capacity
+from das_gpu.spans import ring_layout
+from das_gpu.stream import SegmentStream
 from tests.archives import write_archive
 
 N_CHANNELS, N_SAMPLES, RATE_HZ = 23, 900, 50.0
@@ -65,7 +66,6 @@ def test_the_ring_holds_what_a_slice_would(
                 "selection.time_step": decimate[1],
             },
         )
-        ring = CpuBackend().ring(found.kept_channels, ring_capacity(found), held_dtype(found))
         hold = found.hold_step
         if reduce == "mean":
             last = channel_start + found.kept_channels * channel_step
@@ -74,7 +74,9 @@ def test_the_ring_holds_what_a_slice_would(
             expected = x[channel_start::channel_step][: found.kept_channels]
         rows = 0
         for segment in found.segments():
-            with SegmentStream(archive, found, segment, ring, loaders=loaders) as stream:
+            layout = ring_layout(found, segment)
+            ring = HostRing(layout)
+            with SegmentStream(archive, found, segment, ring, layout, loaders=loaders) as stream:
                 for row in stream:
                     rows += 1
                     assert [s.k0 for s in row.spans][1:] == [s.k1 for s in row.spans][:-1]
@@ -102,8 +104,9 @@ def archive(tmp_path):
 
 def open_stream(archive, **options):
     found = small_plan(archive, minutes=60)
-    ring = CpuBackend().ring(found.kept_channels, ring_capacity(found), held_dtype(found))
-    return SegmentStream(archive, found, found.segment(0), ring, loaders=2, **options)
+    layout = ring_layout(found, found.segment(0))
+    ring = HostRing(layout)
+    return SegmentStream(archive, found, found.segment(0), ring, layout, loaders=2, **options)
 
 
 def test_each_chunk_is_read_once_and_counted(archive):
@@ -143,8 +146,9 @@ def test_a_group_of_channels_with_one_lost_chunk_is_lost(tmp_path):
     archive = open_archive(path)
     mean = {"selection.channel_reduce": "mean", "selection.channel_step": 4}
     found = small_plan(archive, minutes=60, **mean)
-    ring = CpuBackend().ring(found.kept_channels, ring_capacity(found), held_dtype(found))
-    with SegmentStream(archive, found, found.segment(0), ring, loaders=2) as stream:
+    layout = ring_layout(found, found.segment(0))
+    ring = HostRing(layout)
+    with SegmentStream(archive, found, found.segment(0), ring, layout, loaders=2) as stream:
         row = list(stream)[2]  # samples 300 to 450; the lost chunk holds 400 to 500
     lost = [(span.k0, span.k1) for span in row.spans if span.status is Status.MISSING]
     assert lost == [(2, 3), (3, 5)]

@@ -7,6 +7,7 @@ metres, levels in dB re 1e-6 count.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
@@ -155,6 +156,70 @@ class RowWindow:
     start_ns: int
     end_ns: int
     quality: int
+
+
+@dataclass(frozen=True, slots=True)
+class RingLayout:
+    """How a segment's held samples lie in a ring: a slot for each column of stored chunks.
+
+    A slot holds one column's samples of every kept channel, channel after channel; slots are
+    used in turn.
+
+    Attributes
+    ----------
+    first : int
+        Number of the first column.
+    bounds : tuple of int
+        Held sample at which each column begins, and at which the last one ends.
+    slots : int
+        Columns held at once.
+    channels : int
+        Kept channels.
+    dtype : str
+        NumPy's name of the samples' type.
+    blocks : tuple of int
+        Kept channel at which each row of stored chunks begins, and at which the last one ends.
+    time_major : bool
+        The archive stores time before channels, so that a backend may keep each block of a slot
+        sample after sample.
+    """
+
+    first: int
+    bounds: tuple[int, ...]
+    slots: int
+    channels: int
+    dtype: str
+    blocks: tuple[int, ...]
+    time_major: bool
+
+    @property
+    def width(self) -> int:
+        """Held samples of the widest column."""
+        return max(b - a for a, b in zip(self.bounds, self.bounds[1:], strict=False))
+
+    @property
+    def capacity(self) -> int:
+        """Samples that fit in all slots."""
+        return self.slots * self.channels * self.width
+
+    def samples(self, column: int) -> tuple[int, int]:
+        """Held samples of a column, half-open."""
+        return self.bounds[column - self.first], self.bounds[column - self.first + 1]
+
+    def pieces(self, held0: int, held1: int) -> list[tuple[int, int, int]]:
+        """Columns that hold samples ``[held0, held1)``: (column, its first and last part + 1).
+
+        The parts count from the column's own first sample.
+        """
+        found = []
+        for n in range(max(bisect_right(self.bounds, held0) - 1, 0), len(self.bounds) - 1):
+            start, stop = self.bounds[n], self.bounds[n + 1]
+            low, high = max(start, held0), min(stop, held1)
+            if low < high:
+                found.append((self.first + n, low - start, high - start))
+            if stop >= held1:
+                break
+        return found
 
 
 @dataclass(frozen=True, slots=True)

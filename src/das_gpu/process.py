@@ -11,14 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from das_gpu import filters
-from das_gpu.backends import Backend, Chain, Picture, Ring
+from das_gpu.backends import Array, Chain, Picture, Workspace
 from das_gpu.model import RowWindow
 from das_gpu.plan import APERTURE_M, Plan
 from das_gpu.recipe import Scale
-
-MEDIAN_CHANNELS = 1024
-"""Most channels a common-mode median is taken over: its standard error is then 0.04 of a
-channel's noise."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,7 @@ def design(plan: Plan) -> Chain:
         plan.acquisition.sampling_rate_hz / hold_step,
     )
     spectral = recipe.filter.method == "spectral"
+    images = recipe.image.format != "npy"
     return Chain(
         dtype=np.dtype(recipe.compute.dtype),
         length=length,
@@ -61,6 +58,10 @@ def design(plan: Plan) -> Chain:
         median_first=recipe.median.kind == "time",
         bands=plan.bands,
         band_channels=plan.band_channels,
+        scale=recipe.image.parsed_scale if images else Scale.parse("tile"),
+        picture=picture(plan) if images else None,
+        distance_m=np.array([plan.kept_distance_m(k) for k in range(plan.kept_channels)]),
+        aperture_m=APERTURE_M if recipe.median.kind == "auto" else 0.0,
     )
 
 
@@ -77,104 +78,57 @@ def picture(plan: Plan) -> Picture:
 
 
 class Processor:
-    """A plan's recipe on one backend, applied row by row."""
+    """A plan's recipe in a backend's workspace, applied row by row."""
 
-    def __init__(self, plan: Plan, backend: Backend) -> None:
-        self.chain = design(plan)
-        self._picture = picture(plan)
-        self._plan = plan
-        self._backend = backend
-        self._distance_m = np.array([plan.kept_distance_m(k) for k in range(plan.kept_channels)])
+    def __init__(self, plan: Plan, chain: Chain, workspace: Workspace) -> None:
+        self._plan, self._chain, self._workspace = plan, chain, workspace
 
-    def row(
-        self, ring: Ring, row: RowWindow, release: Callable[[], None] | None = None
-    ) -> list[TileResult]:
-        """Process one row of tiles.
+    def begin(self, row: RowWindow, release: Callable[[], None] | None = None) -> Array:
+        """Start on one row of tiles; `finish` wants what is returned.
 
         Parameters
         ----------
-        ring : Ring
-            Holds the row's window.
         row : RowWindow
-            Which samples are usable.
+            Which samples are usable; its window is in the workspace's ring.
         release : callable, optional
             Called as soon as the ring is no longer needed for this row.
-
-        Returns
-        -------
-        list of TileResult
-            One per band, whether or not its status lets it be delivered.
         """
-        backend, chain, recipe = self._backend, self.chain, self._plan.recipe
-        signal, live = backend.analytic(ring, row, chain)
+        work = self._workspace
+        signal = work.analytic(row)
         if release is not None:
             release()
-        common, reason = None, None
-        if self._plan.common_mode:
-            channels, reason = self._median_channels(live)
-            if channels is not None:
-                common = backend.common_mode(signal, channels)
-        envelope = backend.envelope_db(signal, common)
-        if recipe.image.format == "npy":
-            return self._arrays(envelope, live, reason)
-        levels = backend.levels(envelope, live, chain, recipe.image.parsed_scale)
-        images = backend.grey(envelope, live, levels, chain, self._picture)
-        return [
-            self._result(image, levels[band], self._band(live, band), reason)
-            for band, image in enumerate(images)
-        ]
+        common = work.common_mode(signal) if self._plan.common_mode else None
+        envelope = work.envelope_db(signal, common)
+        return work.draw(envelope, work.levels(envelope))
 
-    def _band(self, array: NDArray[Any], band: int) -> NDArray[Any]:
-        width = self.chain.band_channels
-        return array[band * width : (band + 1) * width]
-
-    def _result(
-        self,
-        pixels: NDArray[Any],
-        levels: NDArray[np.float64],
-        live: NDArray[np.bool_],
-        reason: str | None,
-    ) -> TileResult:
-        low, high = (float(level) for level in levels)
-        known = math.isfinite(low)
-        return TileResult(
-            pixels=pixels,
-            db_low=low if known else None,
-            db_high=high if known else None,
-            dead_channels=int(live.size - np.count_nonzero(live)),
-            reason=reason,
-        )
-
-    def _arrays(
-        self, envelope: Any, live: NDArray[np.bool_], reason: str | None
-    ) -> list[TileResult]:
-        """The envelope itself, per band; dead channels hold the tile's lowest live level."""
-        levels = self._backend.levels(envelope, live, self.chain, Scale.parse("tile"))
-        host = self._backend.to_host(envelope)
+    def finish(self, drawn: Array) -> list[TileResult]:
+        """The row's results, one per band, whether or not its status lets it be delivered."""
+        outcome = self._workspace.collect(drawn)
+        reason = self._reason(outcome.live)
         results = []
-        for band in range(self.chain.bands):
-            tile_live = self._band(live, band)
-            array = self._band(host, band).astype(np.float32)
-            low = levels[band, 0]
-            array[~tile_live] = low if math.isfinite(low) else 0.0
-            results.append(self._result(array, levels[band], tile_live, reason))
+        for pixels, levels, dead in zip(outcome.pixels, outcome.levels, outcome.dead, strict=True):
+            low, high = (float(level) for level in levels)
+            known = math.isfinite(low)
+            results.append(
+                TileResult(
+                    pixels=pixels,
+                    db_low=low if known else None,
+                    db_high=high if known else None,
+                    dead_channels=int(dead),
+                    reason=reason,
+                )
+            )
         return results
 
-    def _median_channels(
-        self, live: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.intp] | None, str | None]:
-        """Every k-th live channel, k the smallest that leaves at most `MEDIAN_CHANNELS`.
-
-        None, with the reason, when the live channels of this row are too few, or under
-        ``auto`` span too little cable, for a median that cannot erase a call.
-        """
-        channels = np.flatnonzero(live)
-        if channels.size == 0:
-            return None, None
-        span_m = abs(self._distance_m[channels[-1]] - self._distance_m[channels[0]])
-        if self._plan.recipe.median.kind == "auto" and span_m < APERTURE_M:
-            return None, (
-                f"common mode not removed: the live channels span {span_m / 1000:.2f} km, "
-                f"less than {APERTURE_M / 1000:g} km"
-            )
-        return channels[:: -(-channels.size // MEDIAN_CHANNELS)], None
+    def _reason(self, live: tuple[int, int] | None) -> str | None:
+        """Why the common mode was not taken off, where the plan says it is."""
+        if not self._plan.common_mode or live is None:
+            return None
+        first_m, last_m = (self._chain.distance_m[k] for k in live)
+        span_m = abs(last_m - first_m)
+        if span_m >= self._chain.aperture_m:
+            return None
+        return (
+            f"common mode not removed: the live channels span {span_m / 1000:.2f} km, "
+            f"less than {self._chain.aperture_m / 1000:g} km"
+        )

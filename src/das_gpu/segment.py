@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
 
 from das_gpu.archive import Archive
-from das_gpu.backends import Backend, Ring
+from das_gpu.backends import Array, Backend
 from das_gpu.errors import InterruptedRunError
 from das_gpu.model import RowWindow, Segment, Span, Status, Tile, TileRecord
 from das_gpu.patience import cancelled_by
 from das_gpu.plan import Plan
-from das_gpu.process import Processor, TileResult
+from das_gpu.process import Processor, TileResult, design
 from das_gpu.render import encode_npy, encode_png, file_name, iso_utc, split_key
 from das_gpu.sink import Sink
-from das_gpu.stream import OnMissing, SegmentStream, Traffic, held_dtype, ring_capacity
+from das_gpu.spans import ring_layout
+from das_gpu.stream import OnMissing, SegmentStream, Traffic
 
 
 @dataclass(frozen=True)
@@ -72,19 +75,8 @@ def extract_segment(
     SourceError, DestinationError
         When the archive cannot be read, or the sink not written.
     """
-    segment = plan.segment(number)
-    ring = backend.ring(plan.kept_channels, ring_capacity(plan), held_dtype(plan))
-    processor = Processor(plan, backend)
-    stream = SegmentStream(
-        archive,
-        plan,
-        segment,
-        ring,
-        loaders=loaders,
-        decoders=decoders,
-        on_missing=on_missing,
-        stopped=cancelled,
-    )
+    segment, chain = plan.segment(number), design(plan)
+    layout = ring_layout(plan, segment)
     writing: list[Future[TileRecord]] = []
     records: list[TileRecord] = []
 
@@ -102,15 +94,41 @@ def extract_segment(
         with cancelled_by(cancelled or threading.Event()):
             return _deliver(*work)
 
-    with ThreadPoolExecutor(sink.writers, thread_name_prefix="das-gpu-encode") as pool, stream:
+    def write(row: RowWindow, drawn: Array | None) -> None:
+        """Hand a row's tiles to the encoders, once the row before it is written."""
+        results = [None] * chain.bands if drawn is None else processor.finish(drawn)
+        collect()
+        for band, result in enumerate(results):
+            tile = plan.tile(row.row, band)
+            writing.append(pool.submit(deliver, plan, segment, row, tile, result, sink))
+
+    with (
+        ThreadPoolExecutor(sink.writers, thread_name_prefix="das-gpu-encode") as pool,
+        backend.workspace(layout, chain) as workspace,
+        SegmentStream(
+            archive,
+            plan,
+            segment,
+            workspace.ring,
+            layout,
+            loaders=loaders,
+            decoders=decoders,
+            on_missing=on_missing,
+            stopped=cancelled,
+        ) as stream,
+    ):
+        processor = Processor(plan, chain, workspace)
+        begun: deque[tuple[RowWindow, Array | None]] = deque()
         for row in stream:
             if cancelled is not None and cancelled.is_set():
                 raise InterruptedRunError("The segment was cancelled before it was finished.")
-            work = _row(processor, ring, row, stream)
-            collect()
-            for band, result in enumerate(work):
-                tile = plan.tile(row.row, band)
-                writing.append(pool.submit(deliver, plan, segment, row, tile, result, sink))
+            usable = any(span.v1 > span.v0 or span.status.delivered for span in row.spans)
+            release = partial(stream.release, row.row)
+            begun.append((row, processor.begin(row, release) if usable else None))
+            while len(begun) > workspace.depth:
+                write(*begun.popleft())
+        for each in begun:
+            write(*each)
         collect()
     return SegmentResult(records, stream.traffic)
 
@@ -128,15 +146,6 @@ def failed_records(plan: Plan, number: int, reason: str) -> list[TileRecord]:
         row = RowWindow(tile.row, 0, 0, (), start_ns, end_ns, 0)
         records.append(_record(plan, segment, row, tile, Status.ERROR, reason))
     return records
-
-
-def _row(
-    processor: Processor, ring: Ring, row: RowWindow, stream: SegmentStream
-) -> list[TileResult | None]:
-    """The row's results; None for all when no channel of it can be used."""
-    if all(span.v1 <= span.v0 and not span.status.delivered for span in row.spans):
-        return [None] * processor.chain.bands
-    return list(processor.row(ring, row, release=lambda: stream.release(row.row)))
 
 
 def _deliver(

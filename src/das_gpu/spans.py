@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from das_gpu.model import Span, Status
+from das_gpu.model import RingLayout, Segment, Span, Status
 from das_gpu.plan import Plan
 from das_gpu.timeline import Cuts, Lost
 
@@ -26,6 +27,47 @@ def core(plan: Plan, row: int) -> tuple[int, int]:
 def held(plan: Plan, sample: int) -> int:
     """Ring index of the first held sample at or after an archive sample."""
     return -((plan.sample_start - sample) // plan.hold_step)
+
+
+def held_dtype(plan: Plan) -> np.dtype[Any]:
+    """The type of held samples: the archive's own, or float64 for means of channels."""
+    if plan.recipe.selection.channel_reduce == "mean":
+        return np.dtype(np.float64)
+    return np.dtype(plan.acquisition.dtype)
+
+
+def column_samples(plan: Plan, segment: Segment, column: int) -> tuple[int, int]:
+    """Archive samples of a column of stored chunks that the segment reads."""
+    width = plan.acquisition.chunk_shape[1]
+    return max(column * width, segment.read.t0), min((column + 1) * width, segment.read.t1)
+
+
+def ring_layout(plan: Plan, segment: Segment) -> RingLayout:
+    """A ring for a segment: the columns that a window touches, and a tile's length beyond.
+
+    Or all that a segment reads, where this is less.
+    """
+    height, width = plan.acquisition.chunk_shape
+    chunk_rows, columns = plan.chunk_grid(segment)
+    touched = max(
+        (min(stop, segment.read.t1) - 1) // width - max(start, segment.read.t0) // width + 1
+        for start, stop in (archive_window(plan, r) for r in range(segment.row0, segment.row1))
+    )
+    first_channels = (row * height - plan.channel_start for row in chunk_rows)
+    blocks = [max(0, -(-channel // plan.channel_step)) for channel in first_channels]
+    return RingLayout(
+        first=columns.start,
+        bounds=(
+            *(held(plan, column_samples(plan, segment, column)[0]) for column in columns),
+            held(plan, segment.read.t1),
+        ),
+        slots=min(touched + -(-plan.tile_span // width), len(columns)),
+        channels=plan.kept_channels,
+        dtype=held_dtype(plan).name,
+        blocks=(*(min(k, plan.kept_channels) for k in blocks), plan.kept_channels),
+        time_major=plan.acquisition.dims[0] == "time"
+        and plan.recipe.selection.channel_reduce == "stride",
+    )
 
 
 def row_spans(

@@ -2,10 +2,11 @@
 
 Loader threads walk the segment one column of stored chunks (one stretch of time, all
 selected channels) at a time. Each fetches the next chunk and, when the ring has room for its
-column, decodes it into one of a few buffers that all threads share. So there is always a
-request in flight for each thread, loading runs ahead of the work by what the ring holds and
-one chunk's bytes for each thread, and every stored chunk is fetched and decoded once. What a
-chunk, the time axis or the sample counter says about a row of tiles becomes the row's spans.
+column, decodes it: into the ring itself where all of the chunk is wanted, else into one of a few
+buffers that all threads share. So there is always a request in flight for each thread, loading
+runs ahead of the work by what the ring holds and one chunk's bytes for each thread, and every
+stored chunk is fetched and decoded once. What a chunk, the time axis or the sample counter says
+about a row of tiles becomes the row's spans.
 """
 
 from __future__ import annotations
@@ -24,34 +25,19 @@ from numpy.typing import NDArray
 from das_gpu.archive import Archive
 from das_gpu.backends import Ring
 from das_gpu.errors import ChunkError, InterruptedRunError
-from das_gpu.model import RowWindow, Segment
+from das_gpu.model import RingLayout, RowWindow, Segment
 from das_gpu.patience import cancelled_by
 from das_gpu.plan import Plan
-from das_gpu.spans import archive_window, core, held, row_spans
+from das_gpu.spans import archive_window, column_samples, core, held, row_spans
 from das_gpu.timeline import Lost, Timeline
 
 OnMissing = Literal["skip", "error", "fill"]
 
 _LOOK_S = 0.5
+_POLL_S = 0.001
+"""Between looks at a ring that has something on its way."""
 AXES = -1
 """The job of a column that reads the time axis and its companions."""
-
-
-def ring_capacity(plan: Plan) -> int:
-    """Held samples of a ring: a window, the column it ends in, and one column of look-ahead.
-
-    Or all that a segment reads, where chunks are so long that this is less.
-    """
-    column = -(-plan.acquisition.chunk_shape[1] // plan.hold_step)
-    segment = (plan.rows_per_segment - 1) * plan.tile_span + plan.window_span
-    return min(plan.window_span // plan.hold_step + 2 * column + 1, segment // plan.hold_step)
-
-
-def held_dtype(plan: Plan) -> np.dtype[Any]:
-    """The type of held samples: the archive's own, or float64 for means of channels."""
-    if plan.recipe.selection.channel_reduce == "mean":
-        return np.dtype(np.float64)
-    return np.dtype(plan.acquisition.dtype)
 
 
 @dataclass
@@ -83,7 +69,9 @@ class SegmentStream:
     archive, plan, segment
         Where to read, and what.
     ring : Ring
-        Of `ring_capacity` held samples of type `held_dtype`.
+        Laid out as ``layout``.
+    layout : RingLayout
+        See `das_gpu.spans.ring_layout`.
     loaders : int
         Threads that fetch and decode: requests in flight.
     decoders : int
@@ -100,6 +88,7 @@ class SegmentStream:
         plan: Plan,
         segment: Segment,
         ring: Ring,
+        layout: RingLayout,
         *,
         loaders: int,
         decoders: int | None = None,
@@ -107,18 +96,19 @@ class SegmentStream:
         stopped: threading.Event | None = None,
     ) -> None:
         self.traffic = Traffic()
-        self._archive, self._plan, self._segment, self._ring = archive, plan, segment, ring
+        self._archive, self._plan, self._segment = archive, plan, segment
+        self._ring, self._layout = ring, layout
         self._on_missing, self._stopped = on_missing, stopped
         self._chunk_rows, self._columns = plan.chunk_grid(segment)
         self._timeline = Timeline(archive, strict=on_missing == "error")
-        self._capacity = ring_capacity(plan)
         self._change = threading.Condition()
         self._jobs = iter(
             [(column, row) for column in self._columns for row in (AXES, *self._chunk_rows)]
         )
         jobs_per_column = len(self._chunk_rows) + 1
         self._state = {column: _Column(jobs_per_column) for column in self._columns}
-        self._low = held(plan, archive_window(plan, segment.row0)[0])
+        self._low = self._first_column(segment.row0)
+        self._transposed = plan.acquisition.dims[0] == "time"
         self._failure: BaseException | None = None
         self._closed = threading.Event()
         # The last one used is the first to be used again: it is still in the processor's cache.
@@ -150,6 +140,7 @@ class SegmentStream:
         with self._change:
             self._closed.set()
             self._change.notify_all()
+        self._ring.stop()
 
     def __iter__(self) -> Iterator[RowWindow]:
         """Yield each row as soon as its window is in the ring."""
@@ -157,15 +148,21 @@ class SegmentStream:
             stop = min(archive_window(self._plan, row)[1], self._segment.read.t1)
             last = (stop - 1) // self._plan.acquisition.chunk_shape[1]
             self._await(last)
+            self._ring.flush()
             yield self._row_window(row)
             self.release(row)
 
     def release(self, row: int) -> None:
         """Let the loaders overwrite what only this row and earlier ones needed."""
         with self._change:
-            self._low = max(self._low, held(self._plan, archive_window(self._plan, row + 1)[0]))
+            self._low = max(self._low, self._first_column(row + 1))
             self._timeline.forget(archive_window(self._plan, row + 1)[0])
             self._change.notify_all()
+
+    def _first_column(self, row: int) -> int:
+        """The first column that a row's window needs."""
+        start = archive_window(self._plan, row)[0]
+        return max(start // self._plan.acquisition.chunk_shape[1], self._columns.start)
 
     # --- rows ---------------------------------------------------------------------------
 
@@ -177,7 +174,7 @@ class SegmentStream:
                 while state is not None and not state.ready and self._failure is None:
                     if self._closed.is_set() or (self._stopped and self._stopped.is_set()):
                         raise InterruptedRunError("The segment was cancelled.")
-                    self._change.wait(_LOOK_S)
+                    self._change.wait(_POLL_S if self._ring.flush() else _LOOK_S)
                 if self._failure is not None:
                     raise self._failure
 
@@ -228,30 +225,34 @@ class SegmentStream:
         with self._change:
             return None if self._closed.is_set() else next(self._jobs, None)
 
-    @contextmanager
-    def _lease(self, column: int) -> Iterator[NDArray[Any]]:
-        """A buffer to decode into, as soon as the ring has room for the column."""
-        stop = held(self._plan, self._samples_of(column)[1])
+    def _await_room(self, column: int) -> None:
+        """Wait until the ring has a slot for the column."""
         with self._change:
-            while stop - self._low > self._capacity:
+            while column - self._low >= self._layout.slots:
                 if self._closed.is_set():
                     raise InterruptedRunError("The segment was cancelled.")
                 self._change.wait()
+
+    @contextmanager
+    def _buffer(self, column: int) -> Iterator[NDArray[Any]]:
+        """A buffer to decode into, as soon as the ring has room for the column."""
+        self._await_room(column)
         buffer = self._buffers.get()
         try:
             yield buffer
         finally:
             self._buffers.put(buffer)
 
-    def _samples_of(self, column: int) -> tuple[int, int]:
-        """Archive samples of a column that the segment reads."""
-        width = self._plan.acquisition.chunk_shape[1]
-        read = self._segment.read
-        return max(column * width, read.t0), min((column + 1) * width, read.t1)
+    @contextmanager
+    def _in_place(self, column: int, k0: int, k1: int) -> Iterator[NDArray[Any]]:
+        """The chunk's own place in the ring, in stored order, as soon as there is room."""
+        self._await_room(column)
+        with self._ring.room(column, k0, k1) as room:
+            yield room.T if self._transposed else room
 
     def _run_job(self, column: int, chunk_row: int) -> None:
         lost: Lost | None = None
-        start, stop = self._samples_of(column)
+        start, stop = column_samples(self._plan, self._segment, column)
         if chunk_row == AXES:
             self._timeline.read(start, stop)
         else:
@@ -262,8 +263,9 @@ class SegmentStream:
                 state.lost[chunk_row] = lost
             state.pending -= 1
             last = state.pending == 0
+            self._change.notify_all()
         if last:
-            self._store_straddling(state.partial, start)
+            self._store_straddling(state.partial, column)
             with self._change:
                 state.partial = {}
                 state.ready = True
@@ -272,45 +274,62 @@ class SegmentStream:
     def _read_chunk(self, column: int, chunk_row: int) -> Lost | None:
         """Fetch and decode one chunk and keep its wanted part; or say that it is lost."""
         data = self._archive.data
-        transposed = self._plan.acquisition.dims[0] == "time"
-        index = (column, chunk_row) if transposed else (chunk_row, column)
+        index = (column, chunk_row) if self._transposed else (chunk_row, column)
+        whole = self._whole(column, chunk_row)
 
-        def use(chunk: NDArray[Any]) -> None:
-            self._keep(column, chunk_row, chunk.T if transposed else chunk)
+        def keep(chunk: NDArray[Any]) -> None:
+            if whole is None:
+                self._keep(column, chunk_row, chunk.T if self._transposed else chunk)
 
         try:
-            stored = data.load(index, lambda: self._lease(column), use)
+            if whole is None:
+                stored = data.load(index, lambda: self._buffer(column), keep)
+            else:
+                stored = data.load(index, lambda: self._in_place(column, *whole), keep)
         except ChunkError as error:
             if self._on_missing == "error":
                 raise
-            return Lost.by(error, *self._samples_of(column))
+            return Lost.by(error, *column_samples(self._plan, self._segment, column))
         with self._change:
             self.traffic.chunks += 1
             self.traffic.stored_bytes += stored
         return None
 
+    def _whole(self, column: int, chunk_row: int) -> tuple[int, int] | None:
+        """The channels of a chunk all of which is wanted as it is stored; else None."""
+        plan, layout = self._plan, self._layout
+        height, width = plan.acquisition.chunk_shape
+        data_type = plan.acquisition.dtype
+        as_stored = plan.channel_step == plan.hold_step == 1 and layout.dtype == data_type
+        if not as_stored or self._transposed != self._ring.time_major:
+            return None
+        start, stop = column_samples(plan, self._segment, column)
+        k0 = chunk_row * height - plan.channel_start
+        inside = k0 >= 0 and k0 + height <= plan.kept_channels
+        return (k0, k0 + height) if inside and stop - start == width else None
+
     def _keep(self, column: int, chunk_row: int, block: NDArray[Any]) -> None:
         """Put the wanted channels and samples of a decoded (channel, sample) block in the ring."""
         plan = self._plan
         height, width = plan.acquisition.chunk_shape
-        start, stop = self._samples_of(column)
-        held0 = held(self._plan, start)
-        first = plan.sample_start + held0 * plan.hold_step
-        samples = block[:, first - column * width : stop - column * width : plan.hold_step]
+        held0, held1 = self._layout.samples(column)
+        first = plan.sample_start + held0 * plan.hold_step - column * width
+        samples = block[:, first :: plan.hold_step][:, : held1 - held0]
         step, c0 = plan.channel_step, plan.channel_start
         low, high = chunk_row * height - c0, (chunk_row + 1) * height - c0
         k0 = max(0, -(-low // step))
         if plan.recipe.selection.channel_reduce == "stride":
             k1 = min(plan.kept_channels, -(-high // step))
             if k1 > k0:
-                self._ring.store(samples[k0 * step - low : high - low : step][: k1 - k0], k0, held0)
+                with self._ring.room(column, k0, k1) as room:
+                    room[...] = samples[k0 * step - low : high - low : step][: k1 - k0]
             return
         k1 = max(k0, min(plan.kept_channels, high // step))
         if k1 > k0:
             whole = samples[k0 * step - low : k1 * step - low]
             groups = whole.reshape(k1 - k0, step, whole.shape[1])
-            with np.errstate(invalid="ignore"):
-                self._ring.store(groups.sum(axis=1, dtype=np.float64) / step, k0, held0)
+            with np.errstate(invalid="ignore"), self._ring.room(column, k0, k1) as room:
+                np.divide(groups.sum(axis=1, dtype=np.float64), step, out=room)
         for k in {low // step, k1}:
             members = range(max(k * step, low), min((k + 1) * step, high))
             if 0 <= k < plan.kept_channels and 0 < len(members) < step:
@@ -320,9 +339,10 @@ class SegmentStream:
                     groups_of[chunk_row] = part.sum(axis=0, dtype=np.float64)
 
     def _store_straddling(
-        self, partial: dict[int, dict[int, NDArray[np.float64]]], start: int
+        self, partial: dict[int, dict[int, NDArray[np.float64]]], column: int
     ) -> None:
         """Put groups in the ring whose members lie in several chunk rows, summed in order."""
         for k, parts in partial.items():
-            total = np.sum([parts[row] for row in sorted(parts)], axis=0)
-            self._ring.store(total[None] / self._plan.channel_step, k, held(self._plan, start))
+            with self._ring.room(column, k, k + 1) as room:
+                total = np.sum([parts[row] for row in sorted(parts)], axis=0)
+                np.divide(total, self._plan.channel_step, out=room[0])

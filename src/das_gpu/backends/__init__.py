@@ -8,6 +8,7 @@ on the host in float64, so that all backends get the same coefficients.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -15,11 +16,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from das_gpu.errors import UsageError
-from das_gpu.model import RowWindow
+from das_gpu.model import RingLayout, RowWindow
 from das_gpu.recipe import Scale
 
 Array: TypeAlias = Any
 """An array where the backend keeps its arrays: NumPy's on the host."""
+
+
+MEDIAN_CHANNELS = 1024
+"""Most channels a common-mode median is taken over: its standard error is then 0.04 of a
+channel's noise."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """How an envelope tile becomes an image.
+
+    ``resize`` is ``float`` (grey levels resized in floating point, then rounded) or
+    ``pillow`` (truncated to 8 bits, then resized by the installed Pillow).
+    """
+
+    height: int
+    width: int
+    highest: int
+    orientation: Literal["time-down", "time-right"]
+    resize: Literal["float", "pillow"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +67,14 @@ class Chain:
         Subtract each channel's median over the core before filtering.
     bands, band_channels : int
         Tiles in a row, and kept channels in each.
+    scale : Scale
+        Where a tile's grey limits come from.
+    picture : Picture or None
+        How tiles become images; None when the envelope itself is wanted.
+    distance_m : (channels,) float64
+        Of each kept channel, along the cable.
+    aperture_m : float
+        Least span of the live channels for a common mode; 0 for no such rule.
     """
 
     dtype: np.dtype[Any]
@@ -59,76 +88,115 @@ class Chain:
     median_first: bool
     bands: int
     band_channels: int
+    scale: Scale
+    picture: Picture | None
+    distance_m: NDArray[np.float64]
+    aperture_m: float
 
 
 @dataclass(frozen=True)
-class Picture:
-    """How an envelope tile becomes an image.
+class Outcome:
+    """What leaves a backend for one tile row.
 
-    ``resize`` is ``float`` (grey levels resized in floating point, then rounded) or
-    ``pillow`` (truncated to 8 bits, then resized by the installed Pillow).
+    Attributes
+    ----------
+    pixels : sequence of arrays
+        Per band: (height, width) uint8 or uint16, channels not live being 0; or the envelope in
+        dB, (channel, sample) float32, channels not live holding the tile's lowest live level.
+    levels : (bands, 2) float64
+        Grey limits in dB; NaN for a band without a live channel.
+    dead : (bands,) int
+        Channels of each band that are not live.
+    live : (int, int) or None
+        First and last channel of the row that live; None when none does.
     """
 
-    height: int
-    width: int
-    highest: int
-    orientation: Literal["time-down", "time-right"]
-    resize: Literal["float", "pillow"]
+    pixels: Sequence[NDArray[Any]]
+    levels: NDArray[np.float64]
+    dead: NDArray[np.integer[Any]]
+    live: tuple[int, int] | None
 
 
 class Ring(Protocol):
-    """The latest held samples of every kept channel, as a circular buffer."""
-
-    def store(self, block: NDArray[Any], k0: int, held0: int) -> None:
-        """Copy ``block`` (channel, sample) to kept channels from ``k0``, samples from ``held0``.
-
-        Called by several loader threads at once, never for overlapping blocks.
-        """
-
-
-class Backend(Protocol):
-    """One tile row's arithmetic. Shapes are (kept channel, kept sample) unless said."""
+    """The latest held samples of every kept channel, in slots of one column of chunks each."""
 
     @property
-    def kind(self) -> str:
-        """``cpu`` or ``gpu``."""
+    def time_major(self) -> bool:
+        """Whether `room` is the transpose of memory that is (sample, channel)."""
 
-    def ring(self, channels: int, capacity: int, dtype: np.dtype[Any]) -> Ring:
-        """A ring of ``capacity`` held samples for ``channels`` kept channels."""
+    def room(self, column: int, k0: int, k1: int) -> AbstractContextManager[NDArray[Any]]:
+        """Host memory for channels ``[k0, k1)`` of a column, (channel, sample).
 
-    def analytic(self, ring: Ring, row: RowWindow, chain: Chain) -> tuple[Array, NDArray[np.bool_]]:
+        What stands in it when the context ends without an error is in the ring once `flush` has
+        been called. C-contiguous, or its transpose where the ring is ``time_major``. Entered by
+        several loader threads at once, never for the same channels of a column.
+        """
+
+    def flush(self) -> bool:
+        """Start to move what the loaders have handed over; True while some is on its way.
+
+        Called by the thread that iterates over rows: soon again when True, and before each row.
+        """
+
+    def stop(self) -> None:
+        """Let go of threads that wait for room; they get ``InterruptedRunError``."""
+
+
+class Workspace(Protocol):
+    """One segment's place on a backend: its ring, and one tile row's arithmetic step by step.
+
+    All steps are called by one thread. ``Array`` stands for whatever the backend hands from one
+    step to the next; shapes are (kept channel, kept sample).
+    """
+
+    @property
+    def ring(self) -> Ring:
+        """Of the segment's layout."""
+
+    @property
+    def depth(self) -> int:
+        """Rows to begin before the first is collected, so that the device is never idle."""
+
+    def analytic(self, row: RowWindow) -> Array:
         """Band-passed analytic signal of the row's core, complex, and which channels live.
 
         A channel that is constant, not finite or has no usable sample is not live; its
         values are zeros.
         """
 
-    def common_mode(self, signal: Array, channels: NDArray[np.intp]) -> Array:
-        """Median over ``channels`` of the real and of the imaginary part, per sample."""
+    def common_mode(self, signal: Array) -> Array:
+        """Median of the real and of the imaginary part, per sample, over some live channels.
+
+        These are every k-th live channel, k the smallest that leaves at most `MEDIAN_CHANNELS`;
+        none, when the live channels span less than the chain's ``aperture_m``: then the common
+        mode is zero.
+        """
 
     def envelope_db(self, signal: Array, common: Array | None) -> Array:
         """``20*log10(abs(signal - common) / 1e-6)``; -inf where the envelope is 0."""
 
-    def levels(
-        self, envelope: Array, live: NDArray[np.bool_], chain: Chain, scale: Scale
-    ) -> NDArray[np.float64]:
-        """Grey limits in dB per band, (band, 2); NaN for a band without a live channel.
+    def levels(self, envelope: Array) -> Array:
+        """Grey limits per band by the chain's scale.
 
-        Floors zeros of live channels at 200 dB under their tile's maximum, in place.
+        Zeros of live channels count as, and are drawn, 200 dB under their tile's maximum.
         """
 
-    def grey(
-        self,
-        envelope: Array,
-        live: NDArray[np.bool_],
-        levels: NDArray[np.float64],
-        chain: Chain,
-        picture: Picture,
-    ) -> Sequence[NDArray[Any]]:
-        """One image per band, (height, width) uint8 or uint16; channels not live are 0."""
+    def draw(self, envelope: Array, levels: Array) -> Array:
+        """Images of all bands, or their arrays."""
 
-    def to_host(self, envelope: Array) -> NDArray[np.floating[Any]]:
-        """The envelope as a NumPy array."""
+    def collect(self, drawn: Array) -> Outcome:
+        """Wait for a row and bring it to the host; rows are collected in the order drawn."""
+
+
+class Backend(Protocol):
+    """Where tile rows are processed."""
+
+    @property
+    def kind(self) -> str:
+        """``cpu`` or ``gpu``."""
+
+    def workspace(self, layout: RingLayout, chain: Chain) -> AbstractContextManager[Workspace]:
+        """Everything one segment needs, made once; segments at once share none of it."""
 
 
 @dataclass(frozen=True)

@@ -116,18 +116,19 @@ def describe(archive: Archive, plan: Plan, loaders: int) -> dict[str, Any]:
 def memory_bytes(archive: Archive, plan: Plan, loaders: int) -> int:
     """Estimate of what a run on the CPU holds at once, beyond the program itself.
 
-    The ring (kept channels x its capacity), for each loader a chunk as stored, which is at most
+    The ring (see `das_gpu.model.RingLayout`), for each loader a chunk as stored, which is at most
     as large as decoded, for each processor a decoded chunk, and for one row of tiles the analytic
     signal (complex) and its envelope (real) in the recipe's precision::
 
-        kept * capacity * held + (loaders + decoders) * chunk + kept * tile_samples * 3 * real
+        capacity * held + (loaders + decoders) * chunk + kept * tile_samples * 3 * real
     """
     import numpy as np
 
     from das_gpu.host import processors
-    from das_gpu.stream import held_dtype, ring_capacity
+    from das_gpu.spans import held_dtype, ring_layout
 
-    ring = plan.kept_channels * ring_capacity(plan) * held_dtype(plan).itemsize
+    middle = ring_layout(plan, plan.segment(plan.n_segments // 2))
+    ring = middle.capacity * held_dtype(plan).itemsize
     chunks = (loaders + min(loaders, processors())) * archive.data.chunk_nbytes
     real = np.dtype(plan.recipe.compute.dtype).itemsize
     return ring + chunks + plan.kept_channels * plan.tile_samples * 3 * real

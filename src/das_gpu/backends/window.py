@@ -1,0 +1,121 @@
+"""Windows of held samples on the host: kept in a ring, gathered, mirrored, detrended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from das_gpu.model import RingLayout
+
+NARROW_COUNTS = 1 << 17
+"""A window's range up to which its trend is taken off in float32: rounding is then under
+0.01 count."""
+
+
+class HostRing:
+    """A ring in host memory, in the archive's own type; see `das_gpu.model.RingLayout`."""
+
+    time_major = False
+
+    def __init__(self, layout: RingLayout) -> None:
+        self._layout = layout
+        self._slots = np.empty((layout.slots, layout.channels * layout.width), layout.dtype)
+
+    @contextmanager
+    def room(self, column: int, k0: int, k1: int) -> Iterator[NDArray[Any]]:
+        """See `das_gpu.backends.Ring`: the ring's own memory."""
+        yield self._column(column)[k0:k1]
+
+    def flush(self) -> bool:
+        """Nothing is ever on its way."""
+        return False
+
+    def stop(self) -> None:
+        """Nobody ever waits."""
+
+    def pieces(self, k0: int, k1: int, held0: int, held1: int) -> list[NDArray[Any]]:
+        """Views of channels ``[k0, k1)``, samples ``[held0, held1)``, one for each column."""
+        return [
+            self._column(column)[k0:k1, low:high]
+            for column, low, high in self._layout.pieces(held0, held1)
+        ]
+
+    def _column(self, column: int) -> NDArray[Any]:
+        layout = self._layout
+        start, stop = layout.samples(column)
+        slot: NDArray[Any] = self._slots[(column - layout.first) % layout.slots]
+        return slot[: layout.channels * (stop - start)].reshape(layout.channels, stop - start)
+
+
+def limits(pieces: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Lowest and highest sample of each channel; NaN where one is NaN."""
+    low = np.min([piece.min(axis=1) for piece in pieces], axis=0)
+    high = np.max([piece.max(axis=1) for piece in pieces], axis=0)
+    return low, high
+
+
+def gather(pieces: Sequence[NDArray[Any]], window: NDArray[np.float64], v0: int, v1: int) -> None:
+    """Fill ``window`` from the held pieces, which are its samples ``[v0, v1)``.
+
+    What is missing before and after is their odd reflection, folded as often as needed.
+    """
+    position = v0
+    for piece in pieces:
+        window[:, position : position + piece.shape[1]] = piece
+        position += piece.shape[1]
+    for outside in (np.arange(v0), np.arange(v1, window.shape[1])):
+        if outside.size:
+            window[:, outside] = _odd_reflection(window[:, v0:v1], outside - v0)
+
+
+def _odd_reflection(known: NDArray[np.float64], positions: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Values of the odd extension of ``known`` (channel, sample) at positions outside it.
+
+    x(-i) = 2 x(0) - x(i) and the same about the last sample; two reflections are a shift by
+    the period 2 (n - 1) that adds twice the difference of the ends.
+    """
+    n = known.shape[1]
+    first, last = known[:, :1], known[:, -1:]
+    if n == 1:
+        return np.broadcast_to(first, (known.shape[0], positions.size))
+    period = 2 * (n - 1)
+    turns, rest = np.divmod(positions, period)
+    mirrored = rest > n - 1
+    values = known[:, np.where(mirrored, period - rest, rest)]
+    values[:, mirrored] = 2 * last - values[:, mirrored]
+    values += 2 * (last - first) * turns
+    return values
+
+
+def detrended(window: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Take off each channel's straight line through its first and its last sample, in place."""
+    first = window[:, :1].copy()
+    slope = (window[:, -1:] - first) / (window.shape[1] - 1)
+    window -= first
+    window -= slope * np.arange(window.shape[1])
+    return window
+
+
+def detrend_narrow(
+    pieces: Sequence[NDArray[Any]], low: NDArray[Any], high: NDArray[Any], out: NDArray[Any]
+) -> NDArray[np.intp]:
+    """Detrend whole windows of integers without going through float64.
+
+    Differences to the first sample are exact integers, and exact in float32 too as long as a
+    channel stays within `NARROW_COUNTS`. Returns the channels that do not, left undone.
+    """
+    if low.dtype.kind != "i":
+        return np.arange(low.size)
+    first, last = pieces[0][:, :1], pieces[-1][:, -1]
+    position = 0
+    for piece in pieces:
+        part = out[:, position : position + piece.shape[1]]
+        part[...] = np.subtract(piece, first, dtype=np.int32)
+        position += piece.shape[1]
+    slope = (last.astype(np.float64) - first[:, 0]) / (out.shape[1] - 1)
+    out -= slope.astype(out.dtype)[:, None] * np.arange(out.shape[1], dtype=out.dtype)
+    return np.flatnonzero(high.astype(np.float64) - low > NARROW_COUNTS)
