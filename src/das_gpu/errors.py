@@ -13,6 +13,7 @@
     │       ├── ChunkCorruptError    the object is there and cannot be decoded
     │       └── ChunkUnreadableError the store answers, but never with the whole object
     ├── AccessDeniedError        5   the store refuses these credentials
+    ├── DeviceError              1   the GPU failed, or ran out of memory
     ├── DestinationError         6   the destination cannot be written or is not ours
     │   └── DestinationInUseError 11 another run is writing there
     └── InterruptedRunError    130   stopped by the user; a rerun continues
@@ -76,6 +77,10 @@ class AccessDeniedError(DasGpuError):
     """The store refuses the credentials, or refuses anonymous reading."""
 
     exit_code = 5
+
+
+class DeviceError(DasGpuError):
+    """The GPU failed; the segment it worked on is tried again."""
 
 
 class DestinationError(DasGpuError):

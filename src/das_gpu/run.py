@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from das_gpu import backends, host
 from das_gpu.archive import Archive, open_archive
 from das_gpu.backends import Selected
 from das_gpu.credentials import refuse_ambiguous
-from das_gpu.errors import ChunkError, InterruptedRunError, SourceError
+from das_gpu.errors import ChunkError, DeviceError, InterruptedRunError, SourceError
+from das_gpu.identity import header_of, identity_of
 from das_gpu.ledger import Ledger, read_identity
 from das_gpu.model import Status
 from das_gpu.plan import Plan
@@ -25,11 +27,13 @@ from das_gpu.sink import Sink, open_sink
 from das_gpu.store import Access
 from das_gpu.stream import OnMissing
 
-ALGORITHM_VERSION = 1
-"""Raised when the same recipe would give other pixels; part of a run's identity."""
+_log = logging.getLogger(__name__)
+
 SEGMENT_MINUTES = 15.0
 WAIT_S = 0.5
 """Longest wait without looking whether the run was stopped."""
+DEVICE_ATTEMPTS = 3
+"""Times a segment is begun whose GPU fails."""
 REMOTE_LOADERS = 12
 """Chunk requests in flight to a store over a network; bench/README.md has the measurements."""
 
@@ -199,11 +203,13 @@ def extract(
     if segment_minutes is None:
         segment_minutes = (identity or {}).get("segment_minutes", SEGMENT_MINUTES)
     archive, plan = prepare(source, recipe, segment_minutes=segment_minutes, access=access)
+    if backend == "auto" and identity is not None:
+        backend = identity.get("backend", backend)
     selected = backends.select(backend, workers or host.processors())
     ledger = Ledger.open(
         sink,
-        _identity(archive, plan, selected, segment_minutes, on_missing),
-        _header(recipe, selected, plan),
+        identity_of(archive, plan, selected, segment_minutes, on_missing),
+        header_of(recipe, selected, plan),
         overwrite=overwrite,
         n_segments=plan.n_segments,
     )
@@ -247,27 +253,30 @@ class _Run:
         self._total_tiles = 0
         self._started = time.monotonic()
         self._chunks = self._stored_bytes = 0
+        self._failures: Counter[int] = Counter()
 
     def through(self, executor: Executor, window: int = 2) -> Summary:
         """Run every pending segment and publish the manifest, also when stopped."""
-        pending = self._ledger.pending()
+        pending = deque(self._ledger.pending())
         self._total_tiles = sum(
             (segment.row1 - segment.row0) * self._plan.bands
             for segment in map(self._plan.segment, pending)
         )
         self._report(0)
         waiting: dict[Future[SegmentResult], int] = {}
-        todo = iter(pending)
         try:
             while True:
-                while len(waiting) < window and (number := next(todo, None)) is not None:
+                while len(waiting) < window and pending:
+                    number = pending.popleft()
                     waiting[executor.submit(self._extract, number)] = number
                 if not waiting:
                     break
                 done, _ = wait(waiting, timeout=WAIT_S, return_when=FIRST_COMPLETED)
                 # In order, so that the first error is the one that is told.
                 for future in sorted(done, key=waiting.__getitem__):
-                    self._finish(waiting.pop(future), future)
+                    number = waiting.pop(future)
+                    if not self._finish(number, future):
+                        pending.appendleft(number)
         except BaseException as error:
             self._cancelled.set()
             for future in waiting:
@@ -285,7 +294,7 @@ class _Run:
         """Make one segment; what is fatal for the run ends it before the next one begins."""
         try:
             return self._one(number)
-        except SourceError as error:
+        except (SourceError, DeviceError) as error:
             if isinstance(error, ChunkError):
                 self._cancelled.set()
             raise
@@ -309,23 +318,29 @@ class _Run:
             cancelled=self._cancelled,
         )
 
-    def _finish(self, number: int, future: Future[SegmentResult]) -> None:
-        """Record a segment; one whose source failed has its tiles in error, and others go on.
+    def _finish(self, number: int, future: Future[SegmentResult]) -> bool:
+        """Record a segment; False when its device failed and it is to be tried again.
 
-        What an earlier run delivered of such a segment stays.
+        One whose source failed, or whose device failed too often, has its tiles in error, and
+        others go on. What an earlier run delivered of such a segment stays.
         """
         try:
             result = future.result()
-        except SourceError as error:
+        except (SourceError, DeviceError) as error:
             if isinstance(error, ChunkError):
                 raise
+            self._failures[number] += 1
+            if isinstance(error, DeviceError) and self._failures[number] < DEVICE_ATTEMPTS:
+                _log.warning("Segment %d is tried again. %s", number, error)
+                return False
             if not self._ledger.done(number):
                 failed = failed_records(self._plan, number, str(error))
                 self._ledger.finish_segment(number, failed)
-            return
+            return True
         self._ledger.finish_segment(number, result.records)
         self._chunks += result.traffic.chunks
         self._stored_bytes += result.traffic.stored_bytes
+        return True
 
     def _report(self, tiles: int) -> None:
         self._done_tiles += tiles
@@ -347,40 +362,3 @@ class _Run:
             notes=self._plan.notes,
             warnings=self._ledger.warnings,
         )
-
-
-def _identity(
-    archive: Archive, plan: Plan, selected: Selected, segment_minutes: float, on_missing: str
-) -> dict[str, Any]:
-    """All that two runs must share to be one run."""
-    identity: dict[str, Any] = {
-        "recipe": plan.recipe.content,
-        "algorithm": ALGORITHM_VERSION,
-        "selection": plan.resolved(),
-        "segment_minutes": segment_minutes,
-        "format": plan.recipe.image.format,
-        "backend": selected.backend.kind,
-        "on_missing": on_missing,
-        "source": archive.fingerprint(),
-    }
-    if plan.recipe.image.resize == "pillow":
-        from importlib.metadata import version
-
-        identity["pillow"] = version("pillow").partition(".")[0]
-        identity["scipy"] = version("scipy").partition(".")[0]
-    return identity
-
-
-def _header(recipe: Recipe, selected: Selected, plan: Plan) -> dict[str, Any]:
-    """What else run.json says: for readers, not for comparing."""
-    from datetime import UTC, datetime
-
-    return {
-        "recipe": recipe.model_dump(mode="json"),
-        "recipe_digest": recipe.digest,
-        "plan": {"tiles": plan.n_tiles, "segments": plan.n_segments, "notes": plan.notes},
-        "backend": {"kind": selected.backend.kind, "reason": selected.reason},
-        "versions": host.versions(),
-        "machine": host.description(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }

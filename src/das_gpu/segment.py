@@ -72,8 +72,8 @@ def extract_segment(
     ------
     InterruptedRunError
         When cancelled.
-    SourceError, DestinationError
-        When the archive cannot be read, or the sink not written.
+    SourceError, DestinationError, DeviceError
+        When the archive cannot be read, the sink not written, or the device fails.
     """
     segment, chain = plan.segment(number), design(plan)
     layout = ring_layout(plan, segment)
@@ -104,7 +104,7 @@ def extract_segment(
 
     with (
         ThreadPoolExecutor(sink.writers, thread_name_prefix="das-gpu-encode") as pool,
-        backend.workspace(layout, chain) as workspace,
+        backend.workspace(layout, chain, min(loaders, decoders or loaders)) as workspace,
         SegmentStream(
             archive,
             plan,

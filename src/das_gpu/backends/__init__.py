@@ -195,8 +195,13 @@ class Backend(Protocol):
     def kind(self) -> str:
         """``cpu`` or ``gpu``."""
 
-    def workspace(self, layout: RingLayout, chain: Chain) -> AbstractContextManager[Workspace]:
-        """Everything one segment needs, made once; segments at once share none of it."""
+    def workspace(
+        self, layout: RingLayout, chain: Chain, fillers: int = 1
+    ) -> AbstractContextManager[Workspace]:
+        """Everything one segment needs, made once; segments at once share none of it.
+
+        ``fillers`` is the number of threads that are in the ring's rooms at once.
+        """
 
 
 @dataclass(frozen=True)
@@ -213,23 +218,31 @@ def select(kind: str, threads: int) -> Selected:
     Parameters
     ----------
     kind : {"auto", "cpu", "gpu"}
-        What was asked for.
+        What was asked for; ``auto`` takes the GPU where everything it needs is there.
     threads : int
         Compute threads for the CPU backend.
 
     Raises
     ------
     UsageError
-        When ``gpu`` is asked for, which this version cannot do, or another word is given.
+        When ``gpu`` is asked for and something is missing, or another word is given.
     """
+    from das_gpu.backends import cuda
     from das_gpu.backends.cpu import CpuBackend
 
+    if kind not in ("auto", "cpu", "gpu"):
+        raise UsageError(f"There is no backend {kind!r}; choose auto, cpu or gpu.")
+    if kind == "cpu":
+        return Selected(CpuBackend(threads), "asked for")
+    missing = cuda.first_missing()
+    if missing is None:
+        from das_gpu.backends.gpu import GpuBackend
+
+        why = "asked for" if kind == "gpu" else "chosen because all it needs is there"
+        return Selected(GpuBackend(), f"{why}: {cuda.device()}")
     if kind == "gpu":
         raise UsageError(
-            "The GPU backend was asked for, and this version has only the CPU backend. "
-            "Use --backend cpu or --backend auto."
+            f"The GPU backend was asked for and cannot run: {missing.found} {missing.remedy} "
+            "`das-gpu doctor` shows all it needs; --backend cpu goes without it."
         )
-    if kind not in ("auto", "cpu"):
-        raise UsageError(f"There is no backend {kind!r}; choose auto, cpu or gpu.")
-    reason = "asked for" if kind == "cpu" else "chosen because this version has no GPU backend"
-    return Selected(CpuBackend(threads), reason)
+    return Selected(CpuBackend(threads), f"chosen because there is no GPU to use: {missing.found}")

@@ -56,7 +56,12 @@ class CpuBackend:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="das-gpu-compute")
 
     @contextmanager
-    def workspace(self, layout: RingLayout, chain: Chain) -> Iterator[CpuWorkspace]:
+    def workspace(
+        self,
+        layout: RingLayout,
+        chain: Chain,
+        fillers: int = 1,  # noqa: ARG002 - they write to the ring itself
+    ) -> Iterator[CpuWorkspace]:
         """A workspace in host memory."""
         yield CpuWorkspace(self, layout, chain)
 
