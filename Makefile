@@ -18,13 +18,14 @@ TESTABLE := $(VENV)/.testable
 AZURITE := node_modules/.installed
 CHECKED := src tests bench docs
 
-.PHONY: help demo test test-fast lint format bench bench-reading constraints clean
+.PHONY: help demo test test-fast test-gpu lint format bench bench-reading constraints clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         install das-gpu into .venv, make images of a synthetic recording in demo/"
 	@echo "make test         install what the tests need and run them all (ARGS='-k png' to choose)"
 	@echo "make test-fast    the tests that take less than a few seconds each"
+	@echo "make test-gpu     on a machine with a GPU: the tests that need one"
 	@echo "make lint         ruff, mypy --strict and the import contracts"
 	@echo "make format       let ruff put the code in order"
 	@echo "make bench        das-gpu against the pipeline it replaces, on this machine"
@@ -38,6 +39,11 @@ demo: $(INSTALLED)
 
 test: $(TESTABLE) $(AZURITE)
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal $(ARGS)
+
+# On a node with a GPU: what elsewhere is executed by a stand-in for CuPy, by the real one.
+test-gpu: $(TESTABLE)
+	@$(BIN)/das-gpu doctor
+	@$(BIN)/python -m pytest -q -m gpu tests/gpu $(ARGS)
 
 test-fast: $(TESTABLE) $(AZURITE)
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" $(ARGS)

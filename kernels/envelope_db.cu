@@ -22,7 +22,7 @@
 
 #define ROWS 32
 
-extern "C" __global__ void __launch_bounds__(THREADS) envelope_db(
+extern "C" __global__ void __launch_bounds__(THREADS, 4) envelope_db(
     const Complex* __restrict__ z, const Complex* __restrict__ common,
     const unsigned char* __restrict__ live, const int* __restrict__ facts, long long row_length,
     int first, int samples, int band_channels, int scale_kind, double scale_low, double scale_high,
@@ -32,6 +32,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) envelope_db(
 {
     __shared__ Room room;
     __shared__ unsigned int histogram[BINS];
+    __shared__ unsigned char alive[ROWS];
     const int thread = threadIdx.x;
     const int columns = (samples + THREADS - 1) / THREADS;
     const int blocks = columns * ((band_channels + ROWS - 1) / ROWS);
@@ -42,10 +43,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) envelope_db(
     const long long sample = (long long)(block % columns) * THREADS + thread;
     const bool percentiles = scale_kind == PERCENTILES;
 
-    if (percentiles) {
+    if (thread < rows) alive[thread] = live[(long long)band * band_channels + row0 + thread];
+    if (percentiles)
         for (int bin = thread; bin < BINS; bin += THREADS) histogram[bin] = 0;
-        __syncthreads();
-    }
+    __syncthreads();
     Key least = ~(Key)0;
     Key greatest = 0;
     if (sample < samples) {
@@ -58,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) envelope_db(
             const REAL imaginary = value.y - centre.y;
             const REAL level = 10 * log10(real * real + imaginary * imaginary) + 120;
             db[channel * samples + sample] = level;
-            if (live[channel]) {
+            if (alive[row]) {
                 const Key key = ordered_key(level);
                 if (key < least) least = key;
                 if (key > greatest) greatest = key;
@@ -82,7 +83,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) envelope_db(
 
     const Scale scale = {scale_kind, scale_low, scale_high};
     const Tally tally = {
-        extremes + 2 * band, tables, narrowed + 2 * STATISTICS * band, levels + 3 * band};
+        extremes + 2 * band, tables, narrowed + 2 * STATISTICS * (1 + (int)ROUNDS) * (long long)band,
+        levels + 3 * band};
     const long long n = population(facts, band, band_channels, samples);
     if (percentiles && n > 0) narrow(room, tally, scale, 0, n);
     else settle(tally, scale, n);

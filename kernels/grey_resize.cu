@@ -19,7 +19,7 @@
  *                 (time_down) or channels; levels (bands, 3) double.
  *                 Tables: bounds (n_out, 2) int32, half-open ranges of inputs; weights (taps,
  *                 n_out): the weight of input bounds[out][0] + tap is weights[tap][out].
- * Launch          along_time: blocks of 256 threads, each for 8 rows of one band by 256 outputs.
+ * Launch          along_time: blocks of 256 threads, each for 16 rows of one band by 256 outputs.
  *                 along_channels: blocks of 32 x 8 threads, each for 32 samples by 32 outputs of
  *                 one band. In a thread's eyes its outputs stay in registers while the inputs pass
  *                 by in segments of shared memory.
@@ -41,7 +41,8 @@
 #endif
 
 #define THREADS 256
-#define ROWS 8
+#define ROWS 16
+#define WARPS (THREADS / WARP)
 #define SEGMENT ((int)(16384 / ROWS / (sizeof(Value) < 4 ? 4 : sizeof(Value))))
 #define SIDE 32
 #define DEPTH 64
@@ -118,7 +119,7 @@ __device__ __forceinline__ PIXEL pixel_of(Weight sum, const Grey& grey)
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) along_time(
+extern "C" __global__ void __launch_bounds__(THREADS, 2) along_time(
     const TimeInput* __restrict__ input, const unsigned char* __restrict__ live,
     const double* __restrict__ levels, const int* __restrict__ bounds,
     const Weight* __restrict__ weights, int band_rows, int n_in, int n_out, int highest,
@@ -141,8 +142,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) along_time(
     const int low = out < n_out ? bounds[2 * out] : end;
     const int high = out < n_out ? bounds[2 * out + 1] : end;
     const Grey grey = grey_of(levels, band, highest);
-    const long long row = (long long)band * band_rows + row0 + own;
-    const bool alive = own < rows && (!TIME_FIRST || live[row]);
 
     Weight sums[ROWS];
 #pragma unroll
@@ -150,16 +149,20 @@ extern "C" __global__ void __launch_bounds__(THREADS) along_time(
     for (int segment = begin; segment < end; segment += SEGMENT) {
         const int stop = end - segment < SEGMENT ? end : segment + SEGMENT;
         __syncthreads();
-        for (int i = segment + lane; i < stop; i += WARP) {
-            Value value = 0;
-            if (alive) {
+        for (int r = own; r < ROWS; r += WARPS) {
+            const long long row = (long long)band * band_rows + row0 + r;
+            const bool alive = r < rows && (!TIME_FIRST || live[row]);
+            for (int i = segment + lane; i < stop; i += WARP) {
+                Value value = 0;
+                if (alive) {
 #if TIME_FIRST
-                value = graded(input[row * n_in + i], grey);
+                    value = graded(input[row * n_in + i], grey);
 #else
-                value = input[row * n_in + i];
+                    value = input[row * n_in + i];
 #endif
+                }
+                held[r][i - segment] = value;
             }
-            held[own][i - segment] = value;
         }
         __syncthreads();
         const int to = high < stop ? high : stop;
@@ -185,7 +188,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) along_time(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) along_channels(
+extern "C" __global__ void __launch_bounds__(THREADS, 4) along_channels(
     const ChannelInput* __restrict__ input, const unsigned char* __restrict__ live,
     const double* __restrict__ levels, const int* __restrict__ bounds,
     const Weight* __restrict__ weights, int n_in, int columns, int n_out, int highest,
@@ -206,13 +209,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) along_channels(
     const int end = bounds[2 * last + 1];
     const Grey grey = grey_of(levels, band, highest);
 
-    Weight sums[SIDE / ROWS];
+    Weight sums[SIDE / WARPS];
 #pragma unroll
-    for (int i = 0; i < SIDE / ROWS; ++i) sums[i] = HALF;
+    for (int i = 0; i < SIDE / WARPS; ++i) sums[i] = HALF;
     for (int segment = begin; segment < end; segment += DEPTH) {
         const int stop = end - segment < DEPTH ? end : segment + DEPTH;
         __syncthreads();
-        for (int i = segment + own; i < stop; i += ROWS) {
+        for (int i = segment + own; i < stop; i += WARPS) {
             const long long row = (long long)band * n_in + i;
             Value value = 0;
             if (column < columns) {
@@ -226,8 +229,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) along_channels(
         }
         __syncthreads();
 #pragma unroll
-        for (int o = 0; o < SIDE / ROWS; ++o) {
-            const int out = out0 + own + o * ROWS;
+        for (int o = 0; o < SIDE / WARPS; ++o) {
+            const int out = out0 + own + o * WARPS;
             if (out >= n_out) break;
             const int low = bounds[2 * out];
             const int high = bounds[2 * out + 1];
@@ -237,16 +240,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) along_channels(
         }
     }
 #pragma unroll
-    for (int o = 0; o < SIDE / ROWS; ++o) {
+    for (int o = 0; o < SIDE / WARPS; ++o) {
 #if TIME_FIRST
-        drawn[own + o * ROWS][lane] = pixel_of(sums[o], grey);
+        drawn[own + o * WARPS][lane] = pixel_of(sums[o], grey);
 #else
-        drawn[own + o * ROWS][lane] = handed_on(sums[o]);
+        drawn[own + o * WARPS][lane] = handed_on(sums[o]);
 #endif
     }
     __syncthreads();
     const long long band_pixels = (long long)band * n_out * columns;
-    for (int i = own; i < SIDE; i += ROWS) {
+    for (int i = own; i < SIDE; i += WARPS) {
         if (TIME_FIRST && time_down) {
             if (column0 + i < columns && out0 + lane < n_out)
                 output[band_pixels + (long long)(column0 + i) * n_out + out0 + lane] =

@@ -27,6 +27,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) levels(
     double* __restrict__ levels)
 {
     __shared__ Room room;
+    __shared__ unsigned char alive[ROWS];
     const int columns = (samples + THREADS - 1) / THREADS;
     const int blocks = columns * ((band_channels + ROWS - 1) / ROWS);
     const int band = blockIdx.x / blocks;
@@ -39,14 +40,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) levels(
 
     unsigned int* tables = counts + (long long)band * (1 + STATISTICS * (int)ROUNDS) * BINS;
     unsigned int* own = tables + (1 + STATISTICS * (round - 1)) * BINS;
-    long long* found = narrowed + 2 * STATISTICS * band;
+    long long* digits_by_round = narrowed + 2 * STATISTICS * (1 + (int)ROUNDS) * (long long)band;
+    const long long* found = after_round(digits_by_round, round - 1);
     long long wanted[STATISTICS];
     for (int number = 0; number < STATISTICS; ++number)
         wanted[number] = shared_table(found, number) == number ? found[2 * number] : -1;
 
+    if ((int)threadIdx.x < rows)
+        alive[threadIdx.x] = live[(long long)band * band_channels + row0 + threadIdx.x];
+    __syncthreads();
     for (int row = 0; row < rows && sample < samples; ++row) {
+        if (!alive[row]) continue;
         const long long channel = (long long)band * band_channels + row0 + row;
-        if (!live[channel]) continue;
         const long long digits = digits_of(code_of(db[channel * samples + sample]), round);
         for (int number = 0; number < STATISTICS; ++number)
             if (digits >> DIGIT_BITS == wanted[number])
@@ -55,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) levels(
     if (!last_to_finish(room, &tickets[3 * band + round], blocks)) return;
 
     const Scale scale = {PERCENTILES, scale_low, scale_high};
-    const Tally tally = {extremes + 2 * band, tables, found, levels + 3 * band};
+    const Tally tally = {extremes + 2 * band, tables, digits_by_round, levels + 3 * band};
     narrow(room, tally, scale, round, n);
     if (round == (int)ROUNDS) settle(tally, scale, n);
 }

@@ -13,7 +13,8 @@
  *
  * Per band: extremes (2) least and greatest key; tickets (3) blocks that have finished a round;
  * counts (1 + 4 * ROUNDS, 4096) one table for the coarse round and four for each further one;
- * narrowed (4, 2) digits found so far and rank among the elements that share them;
+ * narrowed (1 + ROUNDS, 4, 2) after each round: digits found so far and rank among the elements
+ * that share them (a table of its own for each, so that no block writes what another one reads);
  * levels (3) lower and upper limit and floor in dB.
  */
 #pragma once
@@ -77,11 +78,17 @@ __device__ __forceinline__ long long population(
     return (long long)(band_channels - facts[FACTS + band]) * samples;
 }
 
+/* A band's digits and ranks after a round. */
+__device__ __forceinline__ long long* after_round(long long* narrowed, int round)
+{
+    return narrowed + 2 * STATISTICS * round;
+}
+
 /* The statistic whose table statistic `number` shares. */
-__device__ __forceinline__ int shared_table(const long long* narrowed, int number)
+__device__ __forceinline__ int shared_table(const long long* found, int number)
 {
     int first = 0;
-    while (narrowed[2 * first] != narrowed[2 * number]) ++first;
+    while (found[2 * first] != found[2 * number]) ++first;
     return first;
 }
 
@@ -152,24 +159,20 @@ __device__ __forceinline__ void narrow(
 {
     const unsigned int* tables =
         tally.counts + (round == 0 ? 0 : 1 + STATISTICS * (round - 1)) * BINS;
-    long long digits[STATISTICS];
-    long long rests[STATISTICS];
+    const long long* before = after_round(tally.narrowed, round - 1);
+    long long* after = after_round(tally.narrowed, round);
     for (int number = 0; number < STATISTICS; ++number) {
-        const int shared = round == 0 ? 0 : shared_table(tally.narrowed, number);
-        const long long rank = round == 0 ? rank_of(scale, number, n)
-                                          : tally.narrowed[2 * number + 1];
+        const bool known = round > 0;
+        const int table = known ? shared_table(before, number) : 0;
+        const long long rank = known ? before[2 * number + 1] : rank_of(scale, number, n);
         long long bin;
-        find_bin(room, tables + shared * BINS, rank, bin, rests[number]);
-        digits[number] = (round == 0 ? 0 : tally.narrowed[2 * number] << DIGIT_BITS) + bin;
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        for (int number = 0; number < STATISTICS; ++number) {
-            tally.narrowed[2 * number] = digits[number];
-            tally.narrowed[2 * number + 1] = rests[number];
+        long long rest;
+        find_bin(room, tables + table * BINS, rank, bin, rest);
+        if (threadIdx.x == 0) {
+            after[2 * number] = (known ? before[2 * number] << DIGIT_BITS : 0) + bin;
+            after[2 * number + 1] = rest;
         }
     }
-    __syncthreads();
 }
 
 /* Write the band's levels, from its extremes and, for percentiles, from the narrowed codes.
@@ -200,11 +203,12 @@ __device__ __forceinline__ void settle(const Tally& tally, const Scale& scale, l
             low = scale.low;
             high = scale.high;
         } else if (scale.kind == PERCENTILES) {
+            const long long* found = after_round(tally.narrowed, (int)ROUNDS);
             double limits[2];
             for (int side = 0; side < 2; ++side) {
                 const double place = percentile_place(side == 0 ? scale.low : scale.high, n);
-                const double below = db_of(tally.narrowed[4 * side]);
-                const double above = db_of(tally.narrowed[4 * side + 2]);
+                const double below = db_of(found[4 * side]);
+                const double above = db_of(found[4 * side + 2]);
                 const double kept_below = fmin(fmax(below, low), high);
                 const double kept_above = fmin(fmax(above, low), high);
                 limits[side] = kept_below

@@ -13,8 +13,9 @@
  * Macros          REAL
  * Memory          spectrum (rows, bins) complex, weights (at least last), folded (rows, kept)
  *                 complex; all C-contiguous
- * Launch          grid (ceil(rows / 8), ceil((j1 - j0) / 256)), blocks of 256 threads: a thread has
- *                 one output of 8 rows, so a weight is read once for 8 rows.
+ * Launch          grid (ceil(rows / 8), ceil((j1 - j) / 256)), j being j0 rounded down to a
+ *                 multiple of 32; blocks of 256 threads: a thread has one output of 8 rows, so a
+ *                 weight is read once for 8 rows.
  * Shared bytes    none
  * Global memory   each bin in [first, last) is read once, each output in [j0, j1) written once.
  * Arithmetic      REAL; sums in ascending order of f
@@ -32,9 +33,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) spectral_response(
     const Complex* __restrict__ spectrum, const REAL* __restrict__ weights,
     Complex* __restrict__ folded, int rows, int bins, int first, int last, int kept, int j0, int j1)
 {
-    const int j = j0 + (int)(blockIdx.y * THREADS + threadIdx.x);
+    // Warps begin on a multiple of 32 bins, where rows of a multiple of 4 bins begin on a sector.
+    const int j = j0 / WARP * WARP + (int)(blockIdx.y * THREADS + threadIdx.x);
     const long long row0 = (long long)blockIdx.x * ROWS;
-    if (j >= j1) return;
+    if (j < j0 || j >= j1) return;
 
     Complex sums[ROWS];
 #pragma unroll

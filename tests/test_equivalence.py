@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from das_gpu import Recipe, extract
-from tests import reference
+from tests import recordings, reference
 from tests.archives import random_walk, write_archive
 from tests.outputs import envelopes, images, records
 from tests.workspaces import chain, workspace
@@ -94,17 +93,9 @@ def test_notebook_in_float32_is_within_a_fiftieth_of_a_decibel(walk, tmp_path):
 @pytest.mark.parametrize("name", ["silixa", "optodas"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_real_recordings_give_the_notebooks_own_output(shared_recordings, tmp_path, name, dtype):
-    meta = json.loads((shared_recordings / f"{name}.json").read_text())
+    meta = recordings.facts(shared_recordings, name)
     expected = np.load(shared_recordings / f"{name}.expected.npz")
-    settings = {
-        "selection.channel_start": meta["first_channel"],
-        "selection.channel_step": meta["channel_step"],
-        "selection.time_step": meta["time_step"],
-        "archive.channel_spacing_m": meta["channel_spacing_m"],
-        "tile.seconds": meta["tile_seconds"],
-        "tile.bands": meta["bands"],
-        "compute.dtype": dtype,
-    }
+    settings = recordings.settings(shared_recordings, name) | {"compute.dtype": dtype}
     chosen = Recipe.from_preset("notebook").with_settings(settings)
     source = shared_recordings / f"{name}.zarr"
     extract(source, tmp_path / "png", chosen)
@@ -174,18 +165,12 @@ def test_only_the_records_first_and_last_tiles_are_edge(walk, tmp_path):
 def test_continuous_on_real_recordings_equals_the_whole_record(shared_recordings, tmp_path, name):
     import zarr
 
-    meta = json.loads((shared_recordings / f"{name}.json").read_text())
+    meta = recordings.facts(shared_recordings, name)
     source = shared_recordings / f"{name}.zarr"
     rate_hz = meta["sampling_rate_hz"]
-    settings = {
-        "selection.channel_step": 1,
-        "selection.time_step": meta["time_step"],
-        "archive.channel_spacing_m": meta["channel_spacing_m"],
-        "tile.seconds": meta["tile_seconds"],
-        "tile.bands": meta["bands"],
-        "median.kind": "none",
-        "image.format": "npy",
-    }
+    settings = recordings.settings(shared_recordings, name) | {
+        "selection.channel_step": 1, "median.kind": "none", "image.format": "npy",
+    }  # fmt: skip
     extract(source, tmp_path / "out", Recipe().with_settings(settings))
     counts = zarr.open_group(str(source), mode="r")["RawData"][:]
     whole = reference.level_db(reference.analytic_of_record(counts, rate_hz))[

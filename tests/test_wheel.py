@@ -62,6 +62,9 @@ def test_wheel_holds_the_package_its_types_its_command_and_its_licence(wheel: Pa
     modules = {path.relative_to(source).as_posix() for path in source.rglob("das_gpu/**/*.py")}
     assert modules <= set(names)
     assert "das_gpu/py.typed" in names
+    kernels = {f"das_gpu/_kernels/{path.name}" for path in (REPOSITORY / "kernels").glob("*.cu*")}
+    assert len(kernels) > 8
+    assert kernels <= set(names)
     assert "das-gpu = das_gpu.cli:main" in commands
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert [name for name in names if name.startswith(("tests/", "bench/"))] == []
@@ -78,6 +81,11 @@ def test_clean_installation_turns_the_demo_into_images(clean: Path, tmp_path: Pa
     frozen = run(clean / "python", "-m", "pip", "freeze", "--exclude", "das-gpu", folder=tmp_path)
     pinned = (REPOSITORY / "constraints.txt").read_text().splitlines()
     assert set(frozen.stdout.splitlines()) - set(pinned) == set()
+
+    script = "from das_gpu.backends.cuda import kernel_folder; print(kernel_folder())"
+    kernels = Path(run(clean / "python", "-c", script, folder=tmp_path).stdout.strip())
+    assert clean.parent in kernels.parents
+    assert (kernels / "gather.cu").is_file()
 
     out = tmp_path / "out"
     run(clean / "das-gpu", "extract", "demo:", out, folder=tmp_path)

@@ -20,6 +20,7 @@ from das_gpu.backends import Array, Chain, Outcome, cuda, imaging, resizing
 from das_gpu.backends.devicememory import DeviceMemory
 from das_gpu.backends.devicering import Buffer, DeviceRing, block_samples
 from das_gpu.backends.launch import Launch
+from das_gpu.backends.rowshape import FACTS, RowShape, Scratch
 from das_gpu.backends.transforms import Source, Transforms
 from das_gpu.errors import DeviceError
 from das_gpu.model import RingLayout, RowWindow
@@ -99,7 +100,7 @@ class Row:
     """
 
     tables: NDArray[np.int64]
-    scratch: imaging.Scratch
+    scratch: Scratch
     live: Array
     results: dict[str, NDArray[Any]]
     delivered: Any
@@ -114,7 +115,7 @@ class GpuWorkspace:
         self, cupy: Any, device: int, layout: RingLayout, chain: Chain, fillers: int
     ) -> None:
         self._device, self._layout, self._chain = device, layout, chain
-        self._shape = imaging.Row.of(chain)
+        self._shape = RowShape.of(chain)
         self._copying_in, self._computing, self._copying_out = (
             cupy.cuda.Stream(non_blocking=True) for _ in range(3)
         )
@@ -223,7 +224,7 @@ class GpuWorkspace:
         return Outcome(
             pixels=pixels,
             levels=levels[:, :2],
-            dead=facts[imaging.FACTS :].copy(),
+            dead=facts[FACTS:].copy(),
             live=(first, last) if first >= 0 else None,
         )
 
@@ -279,7 +280,7 @@ class GpuWorkspace:
 
     def _make_row(self) -> Row:
         memory = self._memory
-        needs = imaging.Scratch.needs(self._shape, self._resizing)
+        needs = Scratch.needs(self._shape, self._resizing)
         wanted = {name: needs[name] for name in ("facts", "levels")}
         if self._resizing is None:
             wanted |= {"db": needs["db"], "live": ((self._shape.channels,), _FLAG)}
@@ -287,7 +288,7 @@ class GpuWorkspace:
             wanted["pixels"] = needs["pixels"]
         return Row(
             tables=memory.pinned(self._tables.shape, _INDEX),
-            scratch=imaging.Scratch(**{name: memory.array(*need) for name, need in needs.items()}),
+            scratch=Scratch(**{name: memory.array(*need) for name, need in needs.items()}),
             live=memory.array((self._shape.channels,), _FLAG),
             results={name: memory.pinned(*need) for name, need in wanted.items()},
             delivered=memory.event(),

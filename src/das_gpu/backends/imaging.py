@@ -9,172 +9,36 @@ at the heads of ``kernels/*.cu``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from das_gpu.backends import MEDIAN_CHANNELS, Array, Chain
+from das_gpu.backends import MEDIAN_CHANNELS, Array
 from das_gpu.backends.launch import Launch, define
 from das_gpu.backends.resizing import Resizing
+from das_gpu.backends.rowshape import ROUNDS, RowShape, Scratch
 from das_gpu.recipe import Scale
-
-FACTS = 4
-"""Numbers in ``facts`` before the dead channels of each band."""
 
 _SAMPLE_COLUMNS_BYTES = 64
 _PICK_THREADS = 1024
 _RESET_BLOCKS = 64
 _THREADS = 256
 _ENVELOPE_ROWS = 32
-_TIME_ROWS = 8
+_TIME_ROWS = 16
 _SIDE = 32
-_BINS = 4096
-_STATISTICS = 4
-_ROUNDS = {"float32": 1, "float64": 2}
 _SCALE_KINDS = {"percentile": 0, "tile": 1, "fixed": 2}
-_MOST_COUNTED = (1 << 32) - 1
 
-_REAL_DTYPES = tuple(np.dtype(name) for name in _ROUNDS)
-
-
-@dataclass(frozen=True)
-class Row:
-    """The shape of a tile row on the device.
-
-    Attributes
-    ----------
-    channels : int
-        Kept channels of the signal; the first ``bands * band_channels`` of them make images.
-    row_length, first, samples : int
-        Values in a channel of the signal, of which ``[first, first + samples)`` are the core.
-    bands, band_channels : int
-        Tiles, and channels in each.
-    dtype : numpy.dtype
-        float32 or float64.
-
-    Raises
-    ------
-    ValueError
-        When a tile has more values than its 32-bit counters hold, or its image channels or its
-        core are not part of the signal.
-    """
-
-    channels: int
-    row_length: int
-    first: int
-    samples: int
-    bands: int
-    band_channels: int
-    dtype: np.dtype[Any]
-
-    def __post_init__(self) -> None:
-        if self.band_channels * self.samples > _MOST_COUNTED:
-            raise ValueError(
-                f"A tile of {self.band_channels} channels x {self.samples} samples has more values "
-                f"than can be counted ({_MOST_COUNTED})."
-            )
-        if self.bands * self.band_channels > self.channels:
-            raise ValueError(f"{self.bands} x {self.band_channels} of {self.channels} channels.")
-        if self.first + self.samples > self.row_length:
-            raise ValueError(f"The core ends beyond the {self.row_length} values of a channel.")
-
-    @classmethod
-    def of(cls, chain: Chain) -> Row:
-        """The shape of the rows that a chain makes."""
-        return cls(
-            channels=chain.distance_m.size,
-            row_length=-(-chain.length // chain.step),
-            first=chain.core0 // chain.step,
-            samples=chain.tile_samples,
-            bands=chain.bands,
-            band_channels=chain.band_channels,
-            dtype=chain.dtype,
-        )
-
-    @property
-    def image_channels(self) -> int:
-        """Channels that make images."""
-        return self.bands * self.band_channels
-
-
-@dataclass(frozen=True)
-class Scratch:
-    """The arrays that a row's kernels write, made once; `needs` lists their shapes and dtypes.
-
-    Attributes
-    ----------
-    picked : (1024,) int32
-        Channels that carry the common mode.
-    facts : (4 + bands,) int32
-        Number picked, number live, first and last live channel (-1: none), dead channels of each
-        band.
-    common : (samples,) complex
-        The common mode.
-    db : (bands * band_channels, samples) REAL
-        The envelope in dB, -inf where it is 0. Values of live channels count as at least the
-        floor in ``levels``.
-    extremes, tickets, counts, narrowed
-        Counters of `envelope_db` and `levels`, reset by `pick_channels`.
-    levels : (bands, 3) float64
-        Lower and upper grey limit and floor in dB; NaN, NaN and -inf for a band without a live
-        channel, a floor of -inf where nothing needs lifting.
-    half : array or None
-        Between the two passes of `grey`.
-    pixels : (bands, height, width) uint8 or uint16, or None
-        The images.
-    """
-
-    picked: Array
-    facts: Array
-    common: Array
-    db: Array
-    extremes: Array
-    tickets: Array
-    counts: Array
-    narrowed: Array
-    levels: Array
-    half: Array | None = None
-    pixels: Array | None = None
-
-    @staticmethod
-    def needs(
-        row: Row, resizing: Resizing | None
-    ) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-        """Shape and dtype of every array, by name; those of the images only for images."""
-        tables = 1 + _STATISTICS * _ROUNDS[row.dtype.name]
-        keys = np.dtype(f"uint{8 * row.dtype.itemsize}")
-        needs: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-            "picked": ((MEDIAN_CHANNELS,), np.dtype(np.int32)),
-            "facts": ((FACTS + row.bands,), np.dtype(np.int32)),
-            "common": ((row.samples,), np.result_type(row.dtype, np.complex64)),
-            "db": ((row.image_channels, row.samples), row.dtype),
-            "extremes": ((row.bands, 2), keys),
-            "tickets": ((row.bands, 3), np.dtype(np.uint32)),
-            "counts": ((row.bands, tables, _BINS), np.dtype(np.uint32)),
-            "narrowed": ((row.bands, _STATISTICS, 2), np.dtype(np.int64)),
-            "levels": ((row.bands, 3), np.dtype(np.float64)),
-        }
-        if resizing is not None:
-            picture = resizing.picture
-            between = (
-                (row.image_channels, resizing.n_time)
-                if resizing.time_first
-                else (row.bands, resizing.n_channels, row.samples)
-            )
-            needs["half"] = (between, np.dtype(np.uint8) if resizing.pillow else row.dtype)
-            needs["pixels"] = ((row.bands, picture.height, picture.width), resizing.pixel_dtype)
-        return needs
+_REAL_DTYPES = tuple(np.dtype(name) for name in ROUNDS)
 
 
 def pick_channels(
-    row: Row, live: Array, distance_m: Array, scratch: Scratch, aperture_m: float
+    row: RowShape, live: Array, distance_m: Array, scratch: Scratch, aperture_m: float
 ) -> Launch:
     """Choose the channels that carry the common mode, count what lives, and reset the counters.
 
     Parameters
     ----------
-    row : Row
+    row : RowShape
         The row's shape.
     live : (channels,) uint8 array
         1 for channels that live.
@@ -209,12 +73,12 @@ def pick_channels(
     )
 
 
-def common_mode(row: Row, signal: Array, scratch: Scratch) -> Launch:
+def common_mode(row: RowShape, signal: Array, scratch: Scratch) -> Launch:
     """Median of the picked channels, of the real and of the imaginary part at each core sample.
 
     Parameters
     ----------
-    row : Row
+    row : RowShape
         The row's shape.
     signal : (channels, row_length) complex64 or complex128 array
         The analytic signal.
@@ -242,13 +106,13 @@ def common_mode(row: Row, signal: Array, scratch: Scratch) -> Launch:
 
 
 def envelope_db(
-    row: Row, signal: Array, live: Array, scratch: Scratch, scale: Scale, *, subtract: bool
+    row: RowShape, signal: Array, live: Array, scratch: Scratch, scale: Scale, *, subtract: bool
 ) -> Launch:
     """The envelope in dB, and the grey levels or, for percentiles, their first round.
 
     Parameters
     ----------
-    row : Row
+    row : RowShape
         The row's shape.
     signal : (channels, row_length) complex64 or complex128 array
         The analytic signal.
@@ -289,12 +153,12 @@ def envelope_db(
     )
 
 
-def levels(row: Row, live: Array, scratch: Scratch, scale: Scale) -> tuple[Launch, ...]:
+def levels(row: RowShape, live: Array, scratch: Scratch, scale: Scale) -> tuple[Launch, ...]:
     """The further rounds of percentiles: one in float32, two in float64, none for other scales.
 
     Parameters
     ----------
-    row : Row
+    row : RowShape
         The row's shape.
     live : (channels,) uint8 array
         1 for channels that live.
@@ -328,16 +192,16 @@ def levels(row: Row, live: Array, scratch: Scratch, scale: Scale) -> tuple[Launc
                 scratch.levels,
             ),
         )
-        for number in range(1, 1 + _ROUNDS[row.dtype.name])
+        for number in range(1, 1 + ROUNDS[row.dtype.name])
     )
 
 
-def grey(row: Row, live: Array, scratch: Scratch, resizing: Resizing) -> tuple[Launch, Launch]:
+def grey(row: RowShape, live: Array, scratch: Scratch, resizing: Resizing) -> tuple[Launch, Launch]:
     """The images of a row, in two passes.
 
     Parameters
     ----------
-    row : Row
+    row : RowShape
         The row's shape.
     live : (channels,) uint8 array
         1 for channels that live.
@@ -400,7 +264,7 @@ def grey(row: Row, live: Array, scratch: Scratch, resizing: Resizing) -> tuple[L
     return (along_time, along_channels) if resizing.time_first else (along_channels, along_time)
 
 
-def _tile_blocks(row: Row) -> int:
+def _tile_blocks(row: RowShape) -> int:
     """Blocks of 32 channels by 256 samples that cover every band."""
     return row.bands * -(-row.band_channels // _ENVELOPE_ROWS) * -(-row.samples // _THREADS)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from das_gpu.backends import Array, Chain, filtering
+from das_gpu.backends import Array, Chain, filtering, response
 from das_gpu.backends.devicememory import DeviceMemory
 from das_gpu.backends.launch import Launch
 from das_gpu.errors import DeviceError
@@ -91,9 +91,9 @@ class Transforms:
         self._gathered = chain.dtype if self._spectral else np.dtype(np.float64)
         if chain.weights is not None:
             weights = chain.weights
-            self._passband = filtering.passband(weights, chain.dtype)
+            self._passband = response.passband(weights, chain.dtype)
         else:
-            weights = filtering.one_sided_weights(self._kept)
+            weights = response.one_sided_weights(self._kept)
             self._passband = 0, weights.size
         self._sections = None if chain.sections is None else filtering.cascade(chain.sections)
         self._weights = memory.send(weights.astype(chain.dtype), stream)
