@@ -37,7 +37,8 @@
 
 using Key = KeyOf<REAL>::type;
 
-/* Where a tile's grey limits come from: two percentiles, its extremes, or given levels in dB. */
+/* Where a tile's grey limits come from: two percentiles, its extremes, or given levels in dB.
+ * Percentiles are shares of 1: a division in double would be a call, and spill. */
 struct Scale {
     int kind;
     double low;
@@ -139,10 +140,10 @@ __device__ __forceinline__ void find_bin(
     __syncthreads();
 }
 
-/* Where percentile p of n sorted elements lies, counted from 0, between two of them. */
-__device__ __forceinline__ double percentile_place(double percent, long long n)
+/* Where a percentile, as a share of 1, of n sorted elements lies, counted from 0, between two of them. */
+__device__ __forceinline__ double percentile_place(double share, long long n)
 {
-    return percent / 100 * (double)(n - 1);
+    return share * (double)(n - 1);
 }
 
 /* The rank of one of the four order statistics. */

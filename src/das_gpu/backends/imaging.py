@@ -141,8 +141,7 @@ def envelope_db(
             np.int32(row.samples),
             np.int32(row.band_channels),
             np.int32(_SCALE_KINDS[scale.kind]),
-            np.float64(scale.low),
-            np.float64(scale.high),
+            *_limits(scale),
             scratch.db,
             scratch.extremes,
             scratch.tickets,
@@ -183,8 +182,7 @@ def levels(row: RowShape, live: Array, scratch: Scratch, scale: Scale) -> tuple[
                 np.int32(row.samples),
                 np.int32(row.band_channels),
                 np.int32(number),
-                np.float64(scale.low),
-                np.float64(scale.high),
+                *_limits(scale),
                 scratch.extremes,
                 scratch.tickets,
                 scratch.counts,
@@ -267,6 +265,12 @@ def grey(row: RowShape, live: Array, scratch: Scratch, resizing: Resizing) -> tu
 def _tile_blocks(row: RowShape) -> int:
     """Blocks of 32 channels by 256 samples that cover every band."""
     return row.bands * -(-row.band_channels // _ENVELOPE_ROWS) * -(-row.samples // _THREADS)
+
+
+def _limits(scale: Scale) -> tuple[np.float64, np.float64]:
+    """The scale's two numbers as the kernels take them: percentiles as shares of 1."""
+    unit = 100 if scale.kind == "percentile" else 1
+    return np.float64(scale.low / unit), np.float64(scale.high / unit)
 
 
 def _real(dtype: np.dtype[Any]) -> tuple[str, ...]:
