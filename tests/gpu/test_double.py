@@ -23,6 +23,7 @@ from tests.gpu.harness.double import DisciplineError, Gpu, Schedule, installed
 SCHEDULES: tuple[Schedule, ...] = ("eager", "late", "random")
 N = 64
 NBYTES = 4 * N
+NULL = np.uint64(0)
 CODE = """
 extern "C" __global__ void scale(const float* in, float* out, int n, float factor)
 {
@@ -551,7 +552,7 @@ def test_out_of_memory_is_cupys_own_and_what_is_freed_can_be_had_again(
 def test_arguments_are_device_arrays_explicit_scalars_and_null(gpu: Gpu) -> None:
     target, computing = array(), stream()
     shared = kernel("shared")
-    shared((1, 1, 1), (1,), (target, None), shared_mem=4, stream=computing)
+    shared((1, 1, 1), (1,), (target, NULL), shared_mem=4, stream=computing)
     with gpu.allow_sync():
         assert target[0].item() == 1
     for wrong in (2, 2.0, np.zeros(3, np.float32), np.float64(2)):
@@ -573,10 +574,10 @@ def test_more_shared_memory_must_be_asked_for(gpu: Gpu) -> None:
     target, computing = array(), stream()
     shared = kernel("shared")
     with pytest.raises(DisciplineError, match="not asked for"):
-        shared((1,), (1,), (target, None), shared_mem=50_000, stream=computing)
+        shared((1,), (1,), (target, NULL), shared_mem=50_000, stream=computing)
     gpu.violations.clear()
     shared.max_dynamic_shared_size_bytes = 50_000
-    shared((1,), (1,), (target, None), shared_mem=50_000, stream=computing)
+    shared((1,), (1,), (target, NULL), shared_mem=50_000, stream=computing)
     with pytest.raises(DisciplineError, match="shared memory"):
         shared.max_dynamic_shared_size_bytes = 240_000
     gpu.violations.clear()

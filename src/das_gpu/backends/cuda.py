@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from das_gpu.backends.devicememory import DeviceMemory
 from das_gpu.backends.launch import Launch
 from das_gpu.errors import DeviceError
@@ -81,7 +83,9 @@ def run(launch: Launch, device: int) -> None:
     """
     with vendor_errors(f"launching the kernel {launch.kernel}"):
         function = _function(launch, device)
-        function(launch.grid, launch.block, launch.args, shared_mem=launch.shared_bytes)
+        # A null pointer by value: not every CuPy takes None for one.
+        args = tuple(np.uint64(0) if value is None else value for value in launch.args)
+        function(launch.grid, launch.block, args, shared_mem=launch.shared_bytes)
 
 
 def _function(launch: Launch, device: int) -> Any:
@@ -242,7 +246,6 @@ def _look_for_compiler() -> str:
 
 def _look_for_transforms() -> str:
     import cupy
-    import numpy as np
 
     memory, cufft = DeviceMemory(cupy), cupy.cuda.cufft
     stream = cupy.cuda.Stream(non_blocking=True)

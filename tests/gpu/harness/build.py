@@ -85,11 +85,18 @@ def kernel_folder() -> Path:
     return Path(os.environ.get("DAS_GPU_KERNEL_SOURCES") or REPOSITORY / "kernels")
 
 
+# The tests give every run a cache folder of its own. Objects are worth keeping longer: they are
+# named by their content, and compiling them anew takes minutes. Named here, when this module is
+# imported, and in the environment, for the processes that tests start.
+os.environ.setdefault(
+    "DAS_GPU_KERNEL_CACHE",
+    str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "das-gpu" / "kernels"),
+)
+
+
 def cache_folder() -> Path:
     """Where compiled objects are: ``$DAS_GPU_KERNEL_CACHE``, or the user's cache folder."""
-    named = os.environ.get("DAS_GPU_KERNEL_CACHE")
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(named) if named else caches / "das-gpu" / "kernels"
+    folder = Path(os.environ["DAS_GPU_KERNEL_CACHE"])
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -3,7 +3,7 @@
 #pragma once
 
 // When accesses are counted, an atomic operation is told to the counters once, instead of by the
-// reads and writes it is made of. (The text of <cuda_host_math.h> reads nothing.)
+// reads and writes it is made of.
 #ifdef CUDA_HOST_COUNTED
 #define CUDA_HOST_ATOMIC __attribute__((noinline, no_sanitize("thread")))
 #define CUDA_HOST_COUNT(address) cuda_host::count_atomic(address, sizeof *(address))

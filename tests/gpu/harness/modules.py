@@ -111,6 +111,20 @@ class RawKernel:
             raise machine().violation(f"{place()} asks for {nbytes} bytes of shared memory a block")
         self._asked_bytes[machine().devices.current] = nbytes
 
+    def _argument(self, owner: Machine, i: int, value: Any) -> Any:
+        """An argument as the host's launcher takes it."""
+        if isinstance(value, DeviceArray):
+            value.data._place(value.nbytes)
+            return value._storage()
+        if isinstance(value, np.generic):
+            pointer = i < len(self._parameters) and self._parameters[i].pointer
+            return None if pointer and value.dtype == np.uint64 and value == 0 else value
+        if isinstance(value, np.ndarray) and value.ndim == 0:
+            return value.copy()
+        raise owner.violation(
+            f"{place()}: argument {i} is {type(value).__name__}, which hides a type"
+        )
+
     def __call__(
         self,
         grid: tuple[int, ...],
@@ -133,7 +147,7 @@ class RawKernel:
                 self._draft,
                 grid=_three(grid),
                 block=_three(block),
-                args=tuple(_argument(owner, i, value) for i, value in enumerate(args)),
+                args=tuple(self._argument(owner, i, value) for i, value in enumerate(args)),
                 shared_bytes=shared_mem,
             )
             try:
@@ -198,18 +212,6 @@ def _three(numbers: tuple[int, ...]) -> tuple[int, int, int]:
         raise TypeError(f"a grid or block is a tuple of one to three integers, not {numbers!r}")
     x, y, z = (*(int(n) for n in numbers), 1, 1)[:3]
     return x, y, z
-
-
-def _argument(owner: Machine, i: int, value: Any) -> Any:
-    """An argument as the host's launcher takes it."""
-    if isinstance(value, DeviceArray):
-        value.data._place(value.nbytes)
-        return value._storage()
-    if value is None or isinstance(value, np.generic):
-        return value
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        return value.copy()
-    raise owner.violation(f"{place()}: argument {i} is {type(value).__name__}, which hides a type")
 
 
 def _refuse_aliases(
