@@ -7,25 +7,28 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
-from das_gpu import backends, host
-from das_gpu.archive import Archive, open_archive
+from das_gpu import host
+from das_gpu.archive import Archive
 from das_gpu.backends import Selected
 from das_gpu.credentials import refuse_ambiguous
+from das_gpu.crew import Crew, Kind, hire
 from das_gpu.errors import ChunkError, DeviceError, InterruptedRunError, SourceError
 from das_gpu.identity import header_of, identity_of
 from das_gpu.ledger import Ledger, read_identity
 from das_gpu.model import Status
 from das_gpu.plan import Plan
-from das_gpu.plan import plan as lay_out
 from das_gpu.recipe import Recipe
-from das_gpu.segment import SegmentResult, extract_segment, failed_records
-from das_gpu.sink import Sink, open_sink
+from das_gpu.segment import SegmentResult, failed_records
+from das_gpu.sink import open_sink
 from das_gpu.store import Access
 from das_gpu.stream import OnMissing
+from das_gpu.task import Job, Workbench, extract_task, open_planned
 
 _log = logging.getLogger(__name__)
 
@@ -119,9 +122,7 @@ def prepare(
     UsageError
         When the time range or the recipe does not fit the recording.
     """
-    archive = open_archive(resolve_source(source), recipe.archive, access)
-    samples = archive.sample_range(recipe.selection.start_ns, recipe.selection.stop_ns)
-    return archive, lay_out(archive.acquisition, recipe, samples, segment_minutes=segment_minutes)
+    return open_planned(resolve_source(source), recipe, segment_minutes, access)
 
 
 def default_loaders(archive: Archive, workers: int) -> int:
@@ -135,6 +136,7 @@ def extract(
     recipe: Recipe | None = None,
     *,
     backend: str = "auto",
+    cluster: Kind | None = None,
     workers: int | None = None,
     loaders: int | None = None,
     segment_minutes: float | None = None,
@@ -158,10 +160,13 @@ def extract(
         What to compute; the ``continuous`` preset by default.
     backend : {"auto", "cpu", "gpu"}
         Where to compute.
+    cluster : {"local", "cuda"}, optional
+        Let worker processes of this machine make the segments; with ``cuda`` each has a GPU.
     workers : int, optional
-        Compute threads; by default the processors this process may use.
+        Compute threads, or processes of the cluster; by default the processors this process
+        may use, with ``cuda`` the GPUs.
     loaders : int, optional
-        Chunk requests in flight; by default `default_loaders`.
+        Chunk requests in flight, in each process; by default `default_loaders`.
     segment_minutes : float, optional
         Length of the unit of resume: by default that of the run in ``out``, else 15. It
         changes no pixel.
@@ -174,7 +179,7 @@ def extract(
     on_start : callable, optional
         Told the plan and the chosen backend before the first sample is read.
     on_progress : callable, optional
-        Told where the run stands after every tile row.
+        Told where the run stands after every tile row, or segment of a cluster.
 
     Returns
     -------
@@ -205,21 +210,40 @@ def extract(
     archive, plan = prepare(source, recipe, segment_minutes=segment_minutes, access=access)
     if backend == "auto" and identity is not None:
         backend = identity.get("backend", backend)
-    selected = backends.select(backend, workers or host.processors())
-    ledger = Ledger.open(
-        sink,
-        identity_of(archive, plan, selected, segment_minutes, on_missing),
-        header_of(recipe, selected, plan),
-        overwrite=overwrite,
-        n_segments=plan.n_segments,
-    )
-    if on_start is not None:
-        on_start(plan, selected)
-    loaders = loaders or default_loaders(archive, host.processors())
-    run = _Run(archive, plan, selected, sink, ledger, loaders, on_missing, on_progress)
-    host.give_big_buffers_back()
-    with host.single_threaded_blas(), ThreadPoolExecutor(1, "das-gpu-segment") as executor:
-        return run.through(executor)
+    with hire(cluster, backend, workers) as crew:
+        selected = crew.selected
+        ledger = Ledger.open(
+            sink,
+            identity_of(archive, plan, selected, segment_minutes, on_missing),
+            header_of(recipe, selected, plan),
+            overwrite=overwrite,
+            n_segments=plan.n_segments,
+        )
+        if on_start is not None:
+            on_start(plan, selected)
+        loaders = loaders or default_loaders(archive, crew.processors)
+        bench = Workbench(
+            archive, plan, selected.backend, sink, loaders, crew.processors, on_missing
+        )
+        run = _Run(crew, bench, ledger, on_progress)
+        if not crew.remote:
+            host.give_big_buffers_back()
+            with host.single_threaded_blas():
+                return run.through(run.extract_here)
+        job = Job(
+            run=uuid4().hex,
+            source=archive.location,
+            access=access or Access(),
+            recipe=recipe,
+            segment_minutes=segment_minutes,
+            out=(out_access or Access()).locate(out),
+            out_access=out_access or Access(),
+            backend=selected.backend.kind,
+            threads=crew.processors,
+            loaders=loaders,
+            on_missing=on_missing,
+        )
+        return run.through(partial(extract_task, job))
 
 
 def _refuse_shared_secret(
@@ -236,18 +260,13 @@ class _Run:
 
     def __init__(
         self,
-        archive: Archive,
-        plan: Plan,
-        selected: Selected,
-        sink: Sink,
+        crew: Crew,
+        bench: Workbench,
         ledger: Ledger,
-        loaders: int,
-        on_missing: OnMissing,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
-        self._archive, self._plan, self._selected = archive, plan, selected
-        self._sink, self._ledger, self._loaders = sink, ledger, loaders
-        self._on_missing, self._on_progress = on_missing, on_progress
+        self._crew, self._bench, self._plan = crew, bench, bench.plan
+        self._ledger, self._on_progress = ledger, on_progress
         self._cancelled = threading.Event()
         self._done_tiles = 0
         self._total_tiles = 0
@@ -255,7 +274,7 @@ class _Run:
         self._chunks = self._stored_bytes = 0
         self._failures: Counter[int] = Counter()
 
-    def through(self, executor: Executor, window: int = 2) -> Summary:
+    def through(self, work: Callable[[int], SegmentResult]) -> Summary:
         """Run every pending segment and publish the manifest, also when stopped."""
         pending = deque(self._ledger.pending())
         self._total_tiles = sum(
@@ -266,9 +285,9 @@ class _Run:
         waiting: dict[Future[SegmentResult], int] = {}
         try:
             while True:
-                while len(waiting) < window and pending:
+                while len(waiting) < self._crew.window and pending:
                     number = pending.popleft()
-                    waiting[executor.submit(self._extract, number)] = number
+                    waiting[self._crew.executor.submit(work, number)] = number
                 if not waiting:
                     break
                 done, _ = wait(waiting, timeout=WAIT_S, return_when=FIRST_COMPLETED)
@@ -279,9 +298,8 @@ class _Run:
                         pending.appendleft(number)
         except BaseException as error:
             self._cancelled.set()
-            for future in waiting:
-                future.cancel()
-            wait(waiting)
+            self._crew.executor.shutdown(cancel_futures=True)
+            self._keep(waiting)
             self._ledger.publish()
             if isinstance(error, KeyboardInterrupt):
                 raise InterruptedRunError(
@@ -290,10 +308,12 @@ class _Run:
             raise
         return self._summary()
 
-    def _extract(self, number: int) -> SegmentResult:
+    def extract_here(self, number: int) -> SegmentResult:
         """Make one segment; what is fatal for the run ends it before the next one begins."""
+        if self._cancelled.is_set():
+            raise InterruptedRunError("The run was stopped before this segment was begun.")
         try:
-            return self._one(number)
+            return self._bench.extract(number, on_tiles=self._report, cancelled=self._cancelled)
         except (SourceError, DeviceError) as error:
             if isinstance(error, ChunkError):
                 self._cancelled.set()
@@ -302,21 +322,11 @@ class _Run:
             self._cancelled.set()
             raise
 
-    def _one(self, number: int) -> SegmentResult:
-        if self._cancelled.is_set():
-            raise InterruptedRunError("The run was stopped before this segment was begun.")
-        return extract_segment(
-            self._archive,
-            self._plan,
-            number,
-            self._selected.backend,
-            self._sink,
-            loaders=self._loaders,
-            decoders=host.processors(),
-            on_missing=self._on_missing,
-            on_tiles=self._report,
-            cancelled=self._cancelled,
-        )
+    def _keep(self, waiting: Mapping[Future[SegmentResult], int]) -> None:
+        """Record the segments that came to their end while the run was stopped."""
+        for future, number in waiting.items():
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self._finish(number, future)
 
     def _finish(self, number: int, future: Future[SegmentResult]) -> bool:
         """Record a segment; False when its device failed and it is to be tried again.
@@ -340,6 +350,8 @@ class _Run:
         self._ledger.finish_segment(number, result.records)
         self._chunks += result.traffic.chunks
         self._stored_bytes += result.traffic.stored_bytes
+        if self._crew.remote:
+            self._report(len(result.records))
         return True
 
     def _report(self, tiles: int) -> None:
@@ -351,14 +363,14 @@ class _Run:
     def _summary(self) -> Summary:
         totals = self._ledger.publish()
         return Summary(
-            out=self._sink.location,
+            out=self._bench.sink.location,
             tiles=totals.statuses,
             made=self._total_tiles,
             seconds=time.monotonic() - self._started,
             stored_bytes=self._stored_bytes,
             chunks=self._chunks,
-            backend=self._selected.backend.kind,
-            backend_reason=self._selected.reason,
+            backend=self._crew.selected.backend.kind,
+            backend_reason=self._crew.selected.reason,
             notes=self._plan.notes,
             warnings=self._ledger.warnings,
         )

@@ -48,8 +48,8 @@ class DeviceMemory:
         return np.frombuffer(memory, dtype, count).reshape(shape)
 
     def event(self) -> Any:
-        """An event that no time is taken of."""
-        return self._cupy.cuda.Event(disable_timing=True)
+        """An event that no time is taken of; waiting for it leaves the processor to others."""
+        return self._cupy.cuda.Event(block=True, disable_timing=True)
 
     def send(self, host: NDArray[Any], stream: Any) -> Array:
         """A copy on the device of a small host array, which is there after the stream."""

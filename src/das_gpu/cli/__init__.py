@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 from das_gpu.cli import console
+from das_gpu.cli.doctor import doctor
 from das_gpu.cli.extract import extract
 from das_gpu.cli.info import info
 from das_gpu.cli.options import environment
@@ -81,7 +82,7 @@ def _app() -> App:
         default_parameter=Parameter(negative=(), show_default=False),
         suppress_keyboard_interrupt=False,
     )
-    for command in (extract, info, plan, recipe, simulate):
+    for command in (extract, info, plan, recipe, simulate, doctor):
         app.command(command, help_epilogue="")
     return app
 

@@ -39,9 +39,20 @@ def extract(
         Literal["auto", "cpu", "gpu"],
         option(RUNNING, "Where to compute. [default: auto]"),
     ] = "auto",
+    cluster: Annotated[
+        Literal["local", "cuda"] | None,
+        option(
+            RUNNING,
+            "Worker processes here, with cuda one per GPU. [default: this process alone]",
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
-        option(RUNNING, "Compute threads. [default: one per processor]", metavar="N"),
+        option(
+            RUNNING,
+            "Compute threads, or processes of --cluster. [default: one per processor, or GPU]",
+            metavar="N",
+        ),
     ] = None,
     loaders: LOADERS = None,
     on_missing: Annotated[
@@ -94,6 +105,7 @@ def extract(
             out,
             recipe,
             backend=backend,
+            cluster=cluster,
             workers=workers,
             loaders=loaders,
             segment_minutes=segment_minutes,
@@ -117,7 +129,7 @@ def _announce(plan: Plan, selected: Selected) -> None:
     """Say what a user should know before the run starts."""
     for note in plan.notes:
         console.say(f"note: {note}")
-    console.say(f"Computing on the {selected.backend.kind.upper()}, {selected.reason}.")
+    console.say(f"Computing on the {selected.backend.kind.upper()}, {selected.reason.rstrip('.')}.")
 
 
 def _show(bar: console.ProgressBar, progress: Progress) -> None:

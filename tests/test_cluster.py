@@ -1,0 +1,367 @@
+"""Segments made by other processes: the same files, the same records, the same errors."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from distributed.scheduler import KilledWorker
+
+from das_gpu import Recipe, cluster, extract, run, task
+from das_gpu.backends import Selected
+from das_gpu.backends.cpu import CpuBackend
+from das_gpu.cli import main
+from das_gpu.cluster import WorkerExecutor
+from das_gpu.credentials import Credential
+from das_gpu.crew import Crew
+from das_gpu.errors import DasGpuError, DeviceError, InterruptedRunError, SourceError, UsageError
+from das_gpu.run import Progress
+from das_gpu.store import Access
+from das_gpu.task import Job, extract_task
+from tests.archives import random_walk, write_archive
+from tests.outputs import files, lines
+
+SMALL = Recipe().with_settings(
+    {"selection.channel_step": 1, "tile.seconds": 3, "tile.bands": 3, "median.kind": "channel"}
+)
+FLAGS = ["--channels", "::1", "--tile-seconds", "3", "--bands", "3", "--median", "channel"]
+TILES = 30
+PER_SEGMENT = 6
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """36 channels, 30 s: 10 rows of 3 tiles, in 5 segments of 0.1 minutes."""
+    folder = tmp_path_factory.mktemp("store")
+    return write_archive(folder / "a.zarr", random_walk(36, 6000, seed=5), 200.0, (16, 700))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    assert extract(store, out, SMALL, segment_minutes=0.1).exit_code == 0
+    return out
+
+
+class Elsewhere(ThreadPoolExecutor):
+    """Threads that are given, and give back, what a process would be: copies by pickle."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        sent = pickle.dumps((fn, args, kwargs))
+
+        def work() -> Any:
+            function, arguments, named = pickle.loads(sent)  # noqa: S301 - our own bytes
+            return pickle.loads(pickle.dumps(function(*arguments, **named)))  # noqa: S301
+
+        return super().submit(work)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are worked on as by other processes, without the time that these take to start."""
+
+    @contextmanager
+    def hire(*_: object) -> Iterator[Crew]:
+        with Elsewhere(2) as executor:
+            yield Crew(executor, 2, 1, Selected(CpuBackend(1), "asked for"), remote=True)
+
+    monkeypatch.setattr(run, "hire", hire)
+
+
+# --- the run ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_worker_processes_make_the_same_files(
+    store: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    summary = extract(store, tmp_path / "out", SMALL, cluster="local", segment_minutes=0.1)
+    assert (summary.images, summary.made, summary.exit_code) == (TILES, TILES, 0)
+    assert files(tmp_path / "out") == files(undisturbed)
+    assert "worker process" in summary.backend_reason
+
+
+def test_a_run_elsewhere_makes_the_same_files_and_counts_the_same(
+    store: Path, undisturbed: Path, tmp_path: Path, elsewhere: None
+) -> None:
+    seen: list[Progress] = []
+    summary = extract(store, tmp_path / "out", SMALL, segment_minutes=0.1, on_progress=seen.append)
+    here = extract(store, tmp_path / "here", SMALL, segment_minutes=0.1)
+    assert files(tmp_path / "out") == files(undisturbed)
+    assert (summary.chunks, summary.stored_bytes) == (here.chunks, here.stored_bytes)
+    assert [one.done_tiles for one in seen] == list(range(0, TILES + 1, PER_SEGMENT))
+
+
+def test_a_worker_opens_archive_plan_and_sink_once_for_a_run(
+    store: Path, tmp_path: Path, elsewhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    opens = task.open_planned
+    monkeypatch.setattr(task, "open_planned", lambda *args: (opened.append(1), opens(*args))[1])
+    for name in ("a", "b"):
+        extract(store, tmp_path / name, SMALL, segment_minutes=0.1)
+    assert len(opened) == 2
+
+
+def test_images_are_on_the_disk_before_their_segment_is_vouched_for(
+    store: Path, tmp_path: Path, elsewhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver's sink does not know what a worker's has still to force to the disk."""
+    unsynced: list[int] = []
+    made = task.extract_task
+
+    def watched(job: Job, number: int) -> Any:
+        result = made(job, number)
+        sink = next(iter(task._opened.values())).sink
+        unsynced.append(len(sink._unsynced_files))
+        return result
+
+    monkeypatch.setattr(run, "extract_task", Sent(watched))
+    extract(store, tmp_path / "out", SMALL, segment_minutes=60)
+    assert unsynced == [0]
+
+
+class Sent:
+    """A function of a test that passes through a pickle unharmed."""
+
+    kept: Callable[..., Any]
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        Sent.kept = staticmethod(function)
+
+    def __call__(self, *args: Any) -> Any:
+        return Sent.kept(*args)
+
+
+@pytest.mark.parametrize(("failures", "errors"), [(2, 0), (3, PER_SEGMENT)])
+def test_a_segment_whose_device_fails_is_tried_three_times(
+    store: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+    elsewhere: None,
+    monkeypatch: pytest.MonkeyPatch,
+    failures: int,
+    errors: int,
+) -> None:
+    left = [failures]
+    made = task.extract_segment
+
+    def failing(archive: Any, plan: Any, number: int, *args: Any, **kwargs: Any) -> Any:
+        if number == 2 and left[0]:
+            left[0] -= 1
+            raise DeviceError("The GPU fell off the bus.")
+        return made(archive, plan, number, *args, **kwargs)
+
+    monkeypatch.setattr(task, "extract_segment", failing)
+    summary = extract(store, tmp_path / "out", SMALL, segment_minutes=0.1)
+    assert summary.tiles["error"] == errors
+    if not errors:
+        assert files(tmp_path / "out") == files(undisturbed)
+
+
+def test_ctrl_c_lets_what_has_begun_end_and_keeps_it(
+    store: Path, undisturbed: Path, tmp_path: Path, elsewhere: None
+) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.done_tiles == PER_SEGMENT:
+            raise KeyboardInterrupt
+
+    with pytest.raises(InterruptedRunError, match="same command continues"):
+        extract(store, tmp_path / "out", SMALL, segment_minutes=0.1, on_progress=interrupt)
+    done = len(lines(tmp_path / "out" / "metadata.jsonl"))
+    assert done >= 2 * PER_SEGMENT  # two had begun
+    again = extract(store, tmp_path / "out", SMALL)
+    assert again.made == TILES - done
+    assert files(tmp_path / "out") == files(undisturbed)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_reaches_the_driver_alone(
+    store: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """A terminal sends it to every process of the command."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "das_gpu", "extract", str(store), str(out), *FLAGS]
+    command += ["--segment-minutes", "0.001", "--cluster", "local", "--workers", "1"]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as running:
+        deadline = time.monotonic() + 60
+        while not list(out.glob("segments/*.jsonl")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.killpg(running.pid, signal.SIGINT)
+        _, said = running.communicate(timeout=60)
+    assert (running.returncode, "Traceback" in said) == (130, False), said
+    assert "same command continues" in said
+    assert subprocess.run(command[:-4], capture_output=True).returncode == 0
+    made = {name for name in files(out) if name.startswith("images")}
+    assert made == {name for name in files(undisturbed) if name.startswith("images")}
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_cluster_of_gpus_does_not_compute_on_the_cpu(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], begun: bool
+) -> None:
+    """Asked for by name, or by the run that is to be continued."""
+    if begun:
+        extract(store, tmp_path, SMALL, backend="cpu", segment_minutes=60)
+    asked = ["--cluster", "cuda", *([] if begun else ["--backend", "cpu"])]
+    before = files(tmp_path)
+    assert main(["extract", str(store), str(tmp_path), *FLAGS, *asked]) == 2
+    assert "--cluster cuda computes on GPUs" in capsys.readouterr().err
+    assert files(tmp_path) == before
+
+
+# --- what is sent -------------------------------------------------------------------------
+
+
+def test_a_task_is_small_and_holds_no_secret(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    canary = "sv=1&sig=" + "c2VjcmV0LWNhbmFyeS1vZi10aGUtdGVzdA%3D%3D"
+    monkeypatch.setenv("CANARY", canary)
+    access = Access(Credential.parse("sas:CANARY"), account="account")
+    job = Job(
+        run="0",
+        source=access.locate("az://container/a.zarr"),
+        access=access,
+        recipe=SMALL,
+        segment_minutes=15.0,
+        out=access.locate("az://container/out"),
+        out_access=access,
+        backend="gpu",
+        threads=1,
+        loaders=12,
+        on_missing="skip",
+    )
+    assert job.access.credential.resolve("account").value == canary
+    sent = pickle.dumps((extract_task, job, 7))
+    assert b"CANARY" in sent
+    assert b"c2VjcmV0" not in sent
+    assert len(sent) < 8192
+
+
+# --- dask's executor ----------------------------------------------------------------------
+
+
+class Dask:
+    """What `WorkerExecutor` asks of a client, in the hands of a test."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, tuple[Callable[..., Any], Any, Future[Any]]] = {}
+        self.begun: list[str] = []
+        self.options: dict[str, object] = {}
+
+    def get_executor(self, **options: object) -> Dask:
+        self.options = options
+        return self
+
+    def submit(self, fn: Callable[..., Any], *args: Any, key: str) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.tasks[key] = fn, args, future
+        return future
+
+    def call_stack(self) -> dict[str, dict[str, str]]:
+        return {"tcp://worker": dict.fromkeys(self.begun, "frames")}
+
+    def run(self, number: int) -> None:
+        function, args, future = list(self.tasks.values())[number]
+        future.set_result(function(*args))
+
+
+@pytest.fixture
+def dask() -> Dask:
+    return Dask()
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+def test_results_and_errors_of_tasks_arrive_as_they_are(dask: Dask) -> None:
+    executor = WorkerExecutor(dask)
+    fine = executor.submit(int, "7")
+    failed = executor.submit(fail, SourceError("the store is gone"))
+    assert not fine.done()
+    dask.run(0)
+    dask.run(1)
+    assert fine.result() == 7
+    with pytest.raises(SourceError, match="the store is gone"):
+        failed.result()
+    assert dask.options == {"pure": False, "retries": 0}
+    assert len(dask.tasks) == 2, "no two tasks have the same key"
+
+
+def test_what_dask_raises_says_what_to_do(dask: Dask) -> None:
+    executor = WorkerExecutor(dask)
+    killed, lost = executor.submit(int), executor.submit(int)
+    inner = [future for _, _, future in dask.tasks.values()]
+    inner[0].set_exception(KilledWorker("task-1", SimpleNamespace(address="tcp://127.0.0.1"), 3))
+    inner[1].cancel()
+    with pytest.raises(DasGpuError, match="fewer --workers"):
+        killed.result(1)
+    with pytest.raises(DasGpuError, match="connection to the worker processes was lost"):
+        lost.result(1)
+
+
+def test_stopping_cancels_what_has_not_begun_and_waits_for_the_rest(dask: Dask) -> None:
+    executor = WorkerExecutor(dask)
+    running, queued = executor.submit(int, "1"), executor.submit(int, "2")
+    dask.begun = list(dask.tasks)[:1]
+    stopped = Event()
+
+    def stop() -> None:
+        executor.shutdown(cancel_futures=True)
+        stopped.set()
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(stop)
+        with pytest.raises(InterruptedRunError):
+            queued.result(5)
+        assert not stopped.wait(0.1)
+        dask.run(0)
+        assert stopped.wait(5)
+    assert running.result(0) == 1
+
+
+# --- what is missing ----------------------------------------------------------------------
+
+
+def test_an_unknown_kind_of_cluster_is_refused(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="choose local or cuda"):
+        extract(store, tmp_path, SMALL, cluster="slurm")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("module", "name"), [("dask_cuda", "dask-cuda"), ("rmm", "RMM")])
+def test_a_cluster_of_gpus_without_its_packages_says_which_to_install(
+    monkeypatch: pytest.MonkeyPatch, module: str, name: str
+) -> None:
+    def find_spec(asked: str) -> object | None:
+        return None if asked == module else object()
+
+    monkeypatch.setattr(cluster, "find_spec", find_spec)
+    monkeypatch.setattr(cluster, "import_module", lambda _: None)
+    with pytest.raises(UsageError, match=f"{name} is not installed.*pip install"), start():
+        pass
+
+
+def test_an_old_dask_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pip falls back to where a newer one does not fit has another interface."""
+    monkeypatch.setattr(cluster, "version", lambda _: "0.18.0")
+    with pytest.raises(UsageError, match=r"dask-cuda 0\.18\.0 is older than 26"), start():
+        pass
+
+
+def start() -> Any:
+    return cluster.start("cuda")
