@@ -64,16 +64,16 @@ bench: $(INSTALLED)
 bench-reading: $(INSTALLED)
 	@$(BIN)/python bench/reading.py $(ARGS)
 
-# dask-cuda accepts one release of dask at a time, and rapids-dask-dependency is the small
-# package that says which: with it the same versions are tested here and run on a GPU node.
+# dask-cuda, which the tests need, accepts one release of dask at a time: so the same versions are
+# tested here and run on a GPU node.
 constraints:
 	@echo "Resolving every package in a fresh environment ..."
 	@work=$$(mktemp -d) && trap 'rm -rf "$$work"' EXIT && \
 	$(PYTHON) -m venv "$$work/venv" && \
-	"$$work/venv/bin/python" -m pip --disable-pip-version-check -qq install ".[test]" "rapids-dask-dependency>=26" && \
+	"$$work/venv/bin/python" -m pip --disable-pip-version-check -qq install ".[test]" && \
 	{ \
-	  echo "# Every package of a resolved environment: das-gpu, its test extra, and the dask that"; \
-	  echo "# dask-cuda asks for. GPU wheels are chosen by the extras cuda12 and cuda13 instead."; \
+	  echo "# Every package of a resolved environment: das-gpu and its test extra. What a GPU needs"; \
+	  echo "# beyond that is chosen by the extras cuda12 and cuda13."; \
 	  echo "# Written by \`make constraints\`; use with: pip install -c constraints.txt -e ."; \
 	  "$$work/venv/bin/python" -m pip --disable-pip-version-check freeze --exclude das-gpu; \
 	} > "$$work/constraints.txt" && \

@@ -94,9 +94,9 @@ class Totals:
 class Ledger:
     """The state of one run in its folder; make it with `Ledger.open`.
 
-    Nothing is cached: what it answers is what the folder holds. So a worker in another
-    process makes a ledger of its own over the sink that takes its images (only that object
-    knows which are not on the disk yet), and finishes its segments there.
+    Nothing is cached: what it answers is what the folder holds. The process that hands out
+    segments alone writes it; a worker in another process sends its records once its images are
+    on the disk.
 
     Attributes
     ----------

@@ -18,9 +18,12 @@ from das_gpu import Recipe, extract
 from das_gpu.backends import select
 from das_gpu.backends.gpu import GpuBackend
 from das_gpu.errors import DeviceError, UsageError
+from das_gpu.process import design
 from das_gpu.run import prepare
 from das_gpu.segment import extract_segment
 from das_gpu.sink import open_sink
+from das_gpu.spans import ring_layout
+from das_gpu.stream import SegmentStream
 from tests.archives import clock_us, random_walk, write_archive
 from tests.gpu.agreement import BARS, assert_runs_agree, loud_difference_db
 from tests.gpu.conftest import Stage
@@ -107,10 +110,6 @@ def test_envelopes_are_the_cpus_in_either_precision(device, store, preset, dtype
 
 def first_envelope(archive, plan, backend) -> np.ndarray:
     """The envelope of the first row, in dB, as the backend computes it."""
-    from das_gpu.process import design
-    from das_gpu.spans import ring_layout
-    from das_gpu.stream import SegmentStream
-
     segment, chain = plan.segment(0), design(plan)
     layout = ring_layout(plan, segment)
     with (
@@ -255,6 +254,24 @@ def test_a_batch_is_halved_when_memory_runs_out_and_says_so(double_device, store
         extract(store, tmp_path / "halves", small(), backend="gpu")
     assert "short of memory" in caplog.text
     assert files(tmp_path / "halves").items() == files(tmp_path / "whole").items()
+
+
+def test_memory_kept_from_earlier_segments_makes_no_batch_smaller(device, store, monkeypatch):
+    """Memory given back stays in the pool: it is not free, and it is ours."""
+    _, plan = prepare(store, small())
+    layout, chain = ring_layout(plan, plan.segment(0)), design(plan)
+    backend = GpuBackend()
+    with device.installed():
+        import cupy
+
+        with backend.workspace(layout, chain) as work:
+            first = work.batch_channels
+        monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda: (1000, 1 << 30))
+        monkeypatch.setattr("das_gpu.backends.transforms.LEAST_CHANNELS", 2)
+        with backend.workspace(layout, chain) as work:
+            assert work.batch_channels == first == plan.kept_channels
+        with GpuBackend().workspace(layout, chain) as work:
+            assert work.batch_channels == 2
 
 
 def test_a_device_without_room_fails_with_what_to_do(double_device, store, tmp_path):

@@ -8,6 +8,7 @@ row before; within a row the host looks at nothing.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -47,6 +48,9 @@ class GpuBackend:
 
     def __init__(self, device: int = 0) -> None:
         self.device = device
+        # A stream's memory stays with it when it is given back, for the next segment to have.
+        self._idle: deque[Streams] = deque()
+        self._batch_channels: int | None = None
 
     @contextmanager
     def workspace(
@@ -66,7 +70,10 @@ class GpuBackend:
         with device:
             try:
                 with cuda.vendor_errors("making room for a segment"):
-                    workspace = GpuWorkspace(cupy, self.device, layout, chain, fillers)
+                    streams = self._take_streams(cupy)
+                    workspace = GpuWorkspace(
+                        cupy, self.device, streams, layout, chain, fillers, self._batch_channels
+                    )
             except MemoryError as error:
                 raise DeviceError(
                     f"The device's memory cannot hold a segment of {layout.channels} channels. "
@@ -79,6 +86,25 @@ class GpuBackend:
                     workspace.close()
                 raise
             workspace.close()
+            # What memory was free before the first segment says what fits; later it is ours.
+            self._batch_channels = workspace.batch_channels
+            self._idle.append(streams)
+
+    def _take_streams(self, cupy: Any) -> Streams:
+        """Streams that no other segment uses."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return Streams(*(cupy.cuda.Stream(non_blocking=True) for _ in range(3)))
+
+
+@dataclass(frozen=True)
+class Streams:
+    """A segment's streams: copies to the device, all computing, copies to the host."""
+
+    copying_in: Any
+    computing: Any
+    copying_out: Any
 
 
 @dataclass(frozen=True)
@@ -112,13 +138,18 @@ class GpuWorkspace:
     depth = DEPTH
 
     def __init__(
-        self, cupy: Any, device: int, layout: RingLayout, chain: Chain, fillers: int
+        self,
+        cupy: Any,
+        device: int,
+        streams: Streams,
+        layout: RingLayout,
+        chain: Chain,
+        fillers: int,
+        batch_channels: int | None,
     ) -> None:
         self._device, self._layout, self._chain = device, layout, chain
         self._shape = RowShape.of(chain)
-        self._copying_in, self._computing, self._copying_out = (
-            cupy.cuda.Stream(non_blocking=True) for _ in range(3)
-        )
+        self._streams, self._computing = streams, streams.computing
         self._memory = memory = DeviceMemory(cupy)
         with self._computing:
             samples = memory.array((max(layout.capacity, 1),), np.dtype(layout.dtype))
@@ -126,13 +157,13 @@ class GpuWorkspace:
                 Buffer(memory.pinned((block_samples(layout),), samples.dtype), memory.event())
                 for _ in range(fillers + SPARE_BUFFERS)
             ]
-            self.ring = DeviceRing(layout, samples, buffers, self._copying_in)
+            self.ring = DeviceRing(layout, samples, buffers, streams.copying_in)
             self._distance_m = self._send(chain.distance_m)
             self._resizing = self._make_resizing()
             most = 3 * (len(layout.bounds) - 1) + 6 * layout.channels
             self._tables = memory.array((most,), _INDEX)
             self._rows = [self._make_row() for _ in range(DEPTH + 1)]
-            self._transforms = Transforms(cupy, memory, self._computing, chain)
+            self._transforms = Transforms(cupy, memory, self._computing, chain, batch_channels)
         self._gathered, self._drawn = memory.event(), memory.event()
         self._begun = 0
         self._computing.synchronize()
@@ -140,8 +171,13 @@ class GpuWorkspace:
     def close(self) -> None:
         """Wait for the device, so that no memory is given back while it is in use."""
         with cuda.vendor_errors("finishing a segment"):
-            for stream in (self._copying_in, self._computing, self._copying_out):
+            for stream in (self._streams.copying_in, self._computing, self._streams.copying_out):
                 stream.synchronize()
+
+    @property
+    def batch_channels(self) -> int:
+        """Channels transformed together."""
+        return self._transforms.batch_channels
 
     def analytic(self, row: RowWindow) -> Row:
         """Gather, filter and make analytic, batch by batch; choose channels for the median."""
@@ -202,12 +238,13 @@ class GpuWorkspace:
                     self._shape, envelope.live, envelope.scratch, self._resizing
                 ):
                     self._run(launch)
+            out = self._streams.copying_out
             self._drawn.record(self._computing)
-            self._copying_out.wait_event(self._drawn)
+            out.wait_event(self._drawn)
             for name, result in envelope.results.items():
                 source = envelope.live if name == "live" else getattr(envelope.scratch, name)
-                source.data.copy_to_host_async(result.ctypes.data, result.nbytes, self._copying_out)
-            envelope.delivered.record(self._copying_out)
+                source.data.copy_to_host_async(result.ctypes.data, result.nbytes, out)
+            envelope.delivered.record(out)
         return envelope
 
     def collect(self, drawn: Row) -> Outcome:

@@ -72,6 +72,8 @@ class Transforms:
         The one that computes; current whenever this object is used.
     chain : Chain
         The recipe in numbers.
+    batch_channels : int, optional
+        What fitted before; by default as many as `MEMORY_SHARE` of the free memory holds.
 
     Raises
     ------
@@ -79,7 +81,14 @@ class Transforms:
         The device has too little memory for the smallest batch.
     """
 
-    def __init__(self, cupy: Any, memory: DeviceMemory, stream: Any, chain: Chain) -> None:
+    def __init__(
+        self,
+        cupy: Any,
+        memory: DeviceMemory,
+        stream: Any,
+        chain: Chain,
+        batch_channels: int | None = None,
+    ) -> None:
         self._cufft = cupy.cuda.cufft
         self._memory, self._stream, self._chain = memory, stream, chain
         self._channels = chain.distance_m.size
@@ -99,7 +108,7 @@ class Transforms:
         self._weights = memory.send(weights.astype(chain.dtype), stream)
         self.signal = memory.array((self._channels, self._kept), self._complex)
         free, _ = cupy.cuda.runtime.memGetInfo()
-        self._batches = self._as_many_as_fit(free)
+        self._batches = self._as_many_as_fit(free, batch_channels)
 
     @property
     def batch_channels(self) -> int:
@@ -169,9 +178,9 @@ class Transforms:
 
     # --- made once ------------------------------------------------------------------------
 
-    def _as_many_as_fit(self, free: int) -> list[_Batch]:
+    def _as_many_as_fit(self, free: int, tried: int | None) -> list[_Batch]:
         """As many channels at once as memory allows; half as many when that is too many."""
-        share = int(MEMORY_SHARE * free) // self._channel_bytes()
+        share = tried or int(MEMORY_SHARE * free) // self._channel_bytes()
         channels = min(self._channels, max(LEAST_CHANNELS, share))
         while True:
             mark = self._memory.mark()
