@@ -18,7 +18,7 @@ TESTABLE := $(VENV)/.testable
 AZURITE := node_modules/.installed
 CHECKED := src tests bench docs
 
-.PHONY: help demo test test-fast test-gpu lint format bench bench-reading constraints clean
+.PHONY: help demo test test-fast test-gpu lint format bench bench-reading roofline mutants constraints clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +30,8 @@ help:
 	@echo "make format       let ruff put the code in order"
 	@echo "make bench        das-gpu against the pipeline it replaces, on this machine"
 	@echo "make bench-reading  ways to read an archive over a network, side by side"
+	@echo "make roofline     what a row of tiles asks of a GPU, counted; the times modelled"
+	@echo "make mutants      break the kernels and the GPU backend in a hundred places, one at a time"
 	@echo "make constraints  resolve every package anew and write constraints.txt"
 	@echo "make clean        remove everything that make has made, .venv and demo/ included"
 
@@ -63,6 +65,12 @@ bench: $(INSTALLED)
 
 bench-reading: $(INSTALLED)
 	@$(BIN)/python bench/reading.py $(ARGS)
+
+roofline: $(TESTABLE)
+	@$(BIN)/python bench/roofline.py $(ARGS)
+
+mutants: $(TESTABLE)
+	@$(BIN)/python tests/gpu/mutants.py $(ARGS)
 
 # dask-cuda, which the tests need, accepts one release of dask at a time: so the same versions are
 # tested here and run on a GPU node.

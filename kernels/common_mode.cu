@@ -11,18 +11,19 @@
  *                  even; zero when none are picked.
  *
  * Method          medians by bisection on ordered keys: the answer is built bit by bit from the
- *                 highest, each time counting the keys below a candidate (the binary radix search
- *                 of Alabi, Blanchard, Gordon and Steinbach, "Fast k-selection algorithms for
- *                 graphics processors", ACM J. Exp. Algorithmics 17, 2012). A warp holds a column's
- *                 1,024 keys in registers.
+ *                 highest, each time counting the keys below a candidate, until one key is left
+ *                 (the binary radix search of Alabi, Blanchard, Gordon and Steinbach, "Fast
+ *                 k-selection algorithms for graphics processors", ACM J. Exp. Algorithmics 17,
+ *                 2012). A warp holds a column's 1,024 keys in registers.
  * Macros          REAL
  * Memory          live (channels) uint8, distance_m (channels) double, picked (most) int32,
  *                 facts (4 + bands) int32; extremes (bands, 2) keys, tickets (bands, 3) uint32,
  *                 counts (n_counts) uint32; z (channels, row_length) complex, its core being
  *                 columns [first, first + samples); common (samples) complex.
  * Launch          pick_channels: 1,024 threads; block 0 picks, all others reset counters.
- *                 common_mode: a block of 256 threads for every 64 bytes of core columns (8 complex
- *                 samples in float, 4 in double).
+ *                 common_mode: a block of 256 threads for every 64 bytes of a row (8 complex
+ *                 samples in float, 4 in double), counted from the row's beginning, so that those
+ *                 of every row that begins on a sector are two of them.
  * Shared bytes    pick_channels: static, 260. common_mode: dynamic, 64 for each row that can be
  *                 picked, 64 KB at most. Keys of a row are permuted by an exclusive or with the
  *                 row's number, so that neither rows nor columns meet in a bank.
@@ -36,6 +37,7 @@
 #define MOST 1024
 #define REALS ((int)(64 / sizeof(REAL)))
 #define FACTS 4
+#define GROUP 8
 
 using Key = KeyOf<REAL>::type;
 
@@ -115,37 +117,62 @@ __device__ __forceinline__ int place(int row, int part)
     return row * REALS + (part ^ ((row >> 1) & (REALS - 1)));
 }
 
-/* How many of the warp's keys a test holds for. */
+/* How many of the warp's keys a test holds for, of those that may be among the first n. */
 template <class Test>
-__device__ __forceinline__ int warp_count(const Key (&keys)[MOST / WARP], Test test)
+__device__ __forceinline__ int warp_count(const Key (&keys)[MOST / WARP], int n, Test test)
 {
     int count = 0;
 #pragma unroll
-    for (int i = 0; i < MOST / WARP; ++i) count += test(keys[i]) ? 1 : 0;
+    for (int group = 0; group < MOST / WARP; group += GROUP) {
+        if (group * WARP >= n) break;
+#pragma unroll
+        for (int i = group; i < group + GROUP; ++i) count += test(keys[i]) ? 1 : 0;
+    }
     return warp_all(count, Sum<int>());
 }
 
-/* Median of the warp's keys, `n` of which are real; the others are the greatest key there is. */
+/* The least of the warp's keys that a test holds for; the greatest key there is where none is. */
+template <class Test>
+__device__ __forceinline__ Key warp_least(const Key (&keys)[MOST / WARP], Test test)
+{
+    Key least = ~(Key)0;
+#pragma unroll
+    for (int i = 0; i < MOST / WARP; ++i)
+        if (test(keys[i]) && keys[i] < least) least = keys[i];
+    return warp_all(least, Least<Key>());
+}
+
+/* Median of the warp's keys, `n` of which are real; the others are the greatest key there is.
+ *
+ * The key looked for lies in [lower, lower + 2 << bit), with `within` of the n keys; `below` of
+ * them are less. When it is alone there, the bits that are left need no search. */
 __device__ __forceinline__ REAL warp_median(const Key (&keys)[MOST / WARP], int n)
 {
     const int rank = (n - 1) / 2;
     Key lower = 0;
-    for (int bit = 8 * (int)sizeof(Key) - 1; bit >= 0; --bit) {
+    int below = 0;
+    int within = n;
+#pragma unroll 1
+    for (int bit = 8 * (int)sizeof(Key) - 1; bit >= 0 && within > 1; --bit) {
         const Key candidate = lower | ((Key)1 << bit);
-        if (warp_count(keys, [=](Key key) { return key < candidate; }) <= rank) lower = candidate;
+        const int count = warp_count(keys, n, [=](Key key) { return key < candidate; });
+        if (count <= rank) {
+            within -= count - below;
+            below = count;
+            lower = candidate;
+        } else {
+            within = count - below;
+        }
     }
+    if (within == 1) lower = warp_least(keys, [=](Key key) { return key >= lower; });
     Key upper = lower;
-    if (n % 2 == 0 && warp_count(keys, [=](Key key) { return key <= lower; }) == rank + 1) {
-        upper = ~(Key)0;
-#pragma unroll
-        for (int i = 0; i < MOST / WARP; ++i)
-            if (keys[i] > lower && keys[i] < upper) upper = keys[i];
-        upper = warp_all(upper, Least<Key>());
-    }
+    if (n % 2 == 0 && below + within == rank + 1)
+        upper = warp_least(keys, [=](Key key) { return key > lower; });
     return (from_key<REAL>(lower) + from_key<REAL>(upper)) / 2;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) common_mode(
+// One block at least: asked for more, or for nothing, some compilers spill the keys of double.
+extern "C" __global__ void __launch_bounds__(THREADS, 1) common_mode(
     const Complex* __restrict__ z, const int* __restrict__ picked, const int* __restrict__ facts,
     long long row_length, int first, int samples, Complex* __restrict__ common)
 {
@@ -154,8 +181,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) common_mode(
     const int thread = threadIdx.x;
     const int lane = thread % WARP;
     const int n = facts[0];
-    const int sample0 = blockIdx.x * (REALS / 2);
-    const int parts = 2 * (samples - sample0) < REALS ? 2 * (samples - sample0) : REALS;
+    const int begin = (int)blockIdx.x * (REALS / 2) - first % (REALS / 2);
+    const int sample0 = begin > 0 ? begin : 0;
+    const int end = begin + REALS / 2 < samples ? begin + REALS / 2 : samples;
+    const int parts = 2 * (end - sample0);
     const REAL* values = (const REAL*)z;
     REAL* medians = (REAL*)common + 2 * (long long)sample0;
 

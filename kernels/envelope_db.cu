@@ -11,8 +11,8 @@
  * Memory          z (channels, row_length) complex; common (samples) complex or null; live
  *                 (channels) uint8; facts as pick_channels left them; db (bands * band_channels,
  *                 samples) REAL; counters as in levels.cuh, reset by pick_channels.
- * Launch          blocks of 256 threads, each for 32 channels of one band by 256 samples, samples
- *                 fastest: a thread keeps its sample's common mode for all 32 channels.
+ * Launch          blocks of 256 threads, each for 64 channels of one band by 256 samples, samples
+ *                 fastest: a thread keeps its sample's common mode for all 64 channels.
  * Shared bytes    static, 16.5 KB (histogram).
  * Global memory   z is read once and db written once, both coalesced.
  * Arithmetic      REAL. In float, envelopes under 1e-19 count as 0: their squares are subnormal.
@@ -20,7 +20,7 @@
  */
 #include "levels.cuh"
 
-#define ROWS 32
+#define ROWS 64
 
 extern "C" __global__ void __launch_bounds__(THREADS, 4) envelope_db(
     const Complex* __restrict__ z, const Complex* __restrict__ common,

@@ -114,6 +114,13 @@ __device__ __forceinline__ REAL taken_off(const Line& line, double value, long l
 
 #define THREADS 256
 
+/* What is kept of the sample at position p, which counts for the channel's being live. */
+__device__ __forceinline__ REAL kept(SAMPLE sample, long long p, const Line& line, Seen& seen)
+{
+    see(seen, sample);
+    return taken_off(line, (double)sample, p);
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS) gather(
     const SAMPLE* __restrict__ ring, const long long* __restrict__ columns, int n_columns,
     const long long* __restrict__ spans, int n_spans, int first_channel, int channels, int length,
@@ -152,12 +159,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) gather(
             const SAMPLE* samples = ring + element(column, window.trace, begin);
             // Warps begin on a multiple of 32 elements of `out`, to write whole sectors.
             const long long before = (row * length + begin) % WARP;
-            for (long long p = begin - before + thread; p < end; p += THREADS) {
-                if (p < begin) continue;
-                const SAMPLE sample = samples[p - begin];
-                see(seen, sample);
-                values[p] = taken_off(line, (double)sample, p);
-            }
+            long long p = begin - before + thread;
+            if (p >= begin && p < end) values[p] = kept(samples[p - begin], p, line, seen);
+            for (p += THREADS; p < end; p += THREADS)
+                values[p] = kept(samples[p - begin], p, line, seen);
         }
     }
     if (v0 < v1) {

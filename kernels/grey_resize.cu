@@ -19,11 +19,12 @@
  *                 (time_down) or channels; levels (bands, 3) double.
  *                 Tables: bounds (n_out, 2) int32, half-open ranges of inputs; weights (taps,
  *                 n_out): the weight of input bounds[out][0] + tap is weights[tap][out].
- * Launch          along_time: blocks of 256 threads, each for 16 rows of one band by 256 outputs.
+ * Launch          along_time: blocks of 256 threads, each for 32 rows of one band by 256 outputs.
  *                 along_channels: blocks of 32 x 8 threads, each for 32 samples by 32 outputs of
  *                 one band. In a thread's eyes its outputs stay in registers while the inputs pass
  *                 by in segments of shared memory.
- * Shared bytes    static: along_time 16 KB (4 KB for Pillow), along_channels at most 18.5 KB.
+ * Shared bytes    static: along_time 32 KB (16 KB in double, 8 KB for Pillow), along_channels at
+ *                 most 18.5 KB.
  * Global memory   inputs are read coalesced; blocks beside each other share a filter's width.
  * Arithmetic      REAL, or exact integers; Pillow's scaling in double, as NumPy does it.
  * Reference       das_gpu.backends.grey: in_float, by_pillow.
@@ -41,9 +42,10 @@
 #endif
 
 #define THREADS 256
-#define ROWS 16
+#define ROWS 32
 #define WARPS (THREADS / WARP)
-#define SEGMENT ((int)(16384 / ROWS / (sizeof(Value) < 4 ? 4 : sizeof(Value))))
+#define SEGMENT (sizeof(Value) < 8 ? 256 : 64)
+#define SECTOR ((int)(32 / sizeof(TimeInput)))
 #define SIDE 32
 #define DEPTH 64
 #define PRECISION_BITS 22
@@ -96,6 +98,16 @@ __device__ __forceinline__ Value graded(REAL db, const Grey& grey)
 #endif
 }
 
+/* What the pass along time sums for one of its inputs. */
+__device__ __forceinline__ Value taken(TimeInput value, const Grey& grey)
+{
+#if TIME_FIRST
+    return graded(value, grey);
+#else
+    return value;
+#endif
+}
+
 /* A pass's sum as it is handed to the next pass. */
 __device__ __forceinline__ Value handed_on(Weight sum)
 {
@@ -126,6 +138,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) along_time(
     int time_down, TimeOutput* __restrict__ output)
 {
     __shared__ Value held[ROWS][SEGMENT];
+    __shared__ bool alive[ROWS];
     const int thread = threadIdx.x;
     const int lane = thread % WARP;
     const int own = thread / WARP;
@@ -143,6 +156,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) along_time(
     const int high = out < n_out ? bounds[2 * out + 1] : end;
     const Grey grey = grey_of(levels, band, highest);
 
+    if (thread < ROWS)
+        alive[thread] =
+            thread < rows && (!TIME_FIRST || live[(long long)band * band_rows + row0 + thread]);
     Weight sums[ROWS];
 #pragma unroll
     for (int i = 0; i < ROWS; ++i) sums[i] = HALF;
@@ -150,19 +166,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) along_time(
         const int stop = end - segment < SEGMENT ? end : segment + SEGMENT;
         __syncthreads();
         for (int r = own; r < ROWS; r += WARPS) {
-            const long long row = (long long)band * band_rows + row0 + r;
-            const bool alive = r < rows && (!TIME_FIRST || live[row]);
-            for (int i = segment + lane; i < stop; i += WARP) {
-                Value value = 0;
-                if (alive) {
-#if TIME_FIRST
-                    value = graded(input[row * n_in + i], grey);
-#else
-                    value = input[row * n_in + i];
-#endif
-                }
-                held[r][i - segment] = value;
+            if (!alive[r]) {
+                for (int i = lane; i < stop - segment; i += WARP) held[r][i] = 0;
+                continue;
             }
+            // Warps begin on a multiple of 32 bytes and stay together, to read whole sectors.
+            const long long start = ((long long)band * band_rows + row0 + r) * n_in;
+            const int before = (int)((start + segment) % SECTOR);
+            int i = segment - before + lane;
+            if (i >= segment && i < stop) held[r][i - segment] = taken(input[start + i], grey);
+            for (i += WARP; i < stop; i += WARP)
+                held[r][i - segment] = taken(input[start + i], grey);
+            __syncwarp();
         }
         __syncthreads();
         const int to = high < stop ? high : stop;
@@ -210,8 +225,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) along_channels(
     const Grey grey = grey_of(levels, band, highest);
 
     Weight sums[SIDE / WARPS];
+    int low[SIDE / WARPS];
+    int high[SIDE / WARPS];
 #pragma unroll
-    for (int i = 0; i < SIDE / WARPS; ++i) sums[i] = HALF;
+    for (int o = 0; o < SIDE / WARPS; ++o) {
+        const int out = out0 + own + o * WARPS;
+        sums[o] = HALF;
+        low[o] = out < n_out ? bounds[2 * out] : end;
+        high[o] = out < n_out ? bounds[2 * out + 1] : end;
+    }
     for (int segment = begin; segment < end; segment += DEPTH) {
         const int stop = end - segment < DEPTH ? end : segment + DEPTH;
         __syncthreads();
@@ -231,12 +253,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) along_channels(
 #pragma unroll
         for (int o = 0; o < SIDE / WARPS; ++o) {
             const int out = out0 + own + o * WARPS;
-            if (out >= n_out) break;
-            const int low = bounds[2 * out];
-            const int high = bounds[2 * out + 1];
-            const int to = high < stop ? high : stop;
-            for (int i = low > segment ? low : segment; i < to; ++i)
-                sums[o] += weights[(long long)(i - low) * n_out + out] * held[i - segment][lane];
+            const int to = high[o] < stop ? high[o] : stop;
+            for (int i = low[o] > segment ? low[o] : segment; i < to; ++i)
+                sums[o] += weights[(long long)(i - low[o]) * n_out + out] * held[i - segment][lane];
         }
     }
 #pragma unroll

@@ -9,7 +9,9 @@
  *
  * Macros          REAL
  * Memory          db (bands * band_channels, samples) REAL; live, facts, counters: see levels.cuh.
- * Launch          blocks of 256 threads, each for 32 channels of one band by 256 samples.
+ * Launch          blocks of 256 threads, each for 64 channels of one band by 256 samples. In every
+ *                 row a warp's samples begin on a multiple of 32 bytes, so that the first block
+ *                 has up to 7 samples fewer (3 in double) and the last one more.
  * Shared bytes    static, 0.1 KB. Few elements share digits, so they are counted in global memory.
  * Global memory   db is read once, coalesced.
  * Arithmetic      integers; the interpolation in double.
@@ -17,7 +19,8 @@
  */
 #include "levels.cuh"
 
-#define ROWS 32
+#define ROWS 64
+#define SECTOR ((int)(32 / sizeof(REAL)))
 
 extern "C" __global__ void __launch_bounds__(THREADS) levels(
     const REAL* __restrict__ db, const unsigned char* __restrict__ live,
@@ -28,7 +31,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) levels(
 {
     __shared__ Room room;
     __shared__ unsigned char alive[ROWS];
-    const int columns = (samples + THREADS - 1) / THREADS;
+    __shared__ long long sought[STATISTICS];
+    const int columns = (samples + SECTOR - 1 + THREADS - 1) / THREADS;
     const int blocks = columns * ((band_channels + ROWS - 1) / ROWS);
     const int band = blockIdx.x / blocks;
     const int block = blockIdx.x % blocks;
@@ -42,17 +46,20 @@ extern "C" __global__ void __launch_bounds__(THREADS) levels(
     unsigned int* own = tables + (1 + STATISTICS * (round - 1)) * BINS;
     long long* digits_by_round = narrowed + 2 * STATISTICS * (1 + (int)ROUNDS) * (long long)band;
     const long long* found = after_round(digits_by_round, round - 1);
-    long long wanted[STATISTICS];
-    for (int number = 0; number < STATISTICS; ++number)
-        wanted[number] = shared_table(found, number) == number ? found[2 * number] : -1;
-
+    if (threadIdx.x < STATISTICS) {
+        const int number = threadIdx.x;
+        sought[number] = shared_table(found, number) == number ? found[2 * number] : -1;
+    }
     if ((int)threadIdx.x < rows)
         alive[threadIdx.x] = live[(long long)band * band_channels + row0 + threadIdx.x];
     __syncthreads();
-    for (int row = 0; row < rows && sample < samples; ++row) {
-        if (!alive[row]) continue;
+    long long wanted[STATISTICS];
+    for (int number = 0; number < STATISTICS; ++number) wanted[number] = sought[number];
+    for (int row = 0; row < rows; ++row) {
         const long long channel = (long long)band * band_channels + row0 + row;
-        const long long digits = digits_of(code_of(db[channel * samples + sample]), round);
+        const long long own_sample = sample - channel * samples % SECTOR;
+        if (!alive[row] || own_sample < 0 || own_sample >= samples) continue;
+        const long long digits = digits_of(code_of(db[channel * samples + own_sample]), round);
         for (int number = 0; number < STATISTICS; ++number)
             if (digits >> DIGIT_BITS == wanted[number])
                 atomicAdd(&own[number * BINS + (digits & (BINS - 1))], 1u);

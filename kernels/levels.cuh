@@ -114,25 +114,34 @@ __device__ __forceinline__ bool last_to_finish(Room& room, unsigned int* ticket,
 
 /* Find the bin of a table that holds the element of this rank, and the rank within the bin.
  *
- * Counters are read as volatile: other blocks have added to them, beyond this one's cache.
+ * A warp has 16 times 32 bins next to each other. Counters are read as volatile: other blocks have
+ * added to them, beyond this one's cache.
  */
 __device__ __forceinline__ void find_bin(
     Room& room, const volatile unsigned int* table, long long rank, long long& bin, long long& rest)
 {
     const int share = BINS / THREADS;
-    const int thread = threadIdx.x;
-    unsigned int mine = 0;
-    for (int i = 0; i < share; ++i) mine += table[thread * share + i];
-    const unsigned int running = warp_running_sum(mine);
-    if (thread % WARP == WARP - 1) room.of_warp[thread / WARP] = running;
+    const int lane = threadIdx.x % WARP;
+    const int own = threadIdx.x / WARP;
+    const int first = own * share * WARP + lane;
+    unsigned int total = 0;
+    for (int i = 0; i < share; ++i) total += table[first + i * WARP];
+    total = warp_all(total, Sum<unsigned int>());
+    if (lane == 0) room.of_warp[own] = total;
     __syncthreads();
-    long long before = running - mine;
-    for (int warp = 0; warp < thread / WARP; ++warp) before += room.of_warp[warp];
-    if (before <= rank && rank < before + mine) {
-        int own = thread * share;
-        while (rank >= before + table[own]) before += table[own++];
-        room.bin = own;
-        room.rest = rank - before;
+    long long before = 0;
+    for (int warp = 0; warp < own; ++warp) before += room.of_warp[warp];
+    if (before <= rank && rank < before + total) {
+#pragma unroll 1
+        for (int i = 0; i < share; ++i) {
+            const unsigned int mine = table[first + i * WARP];
+            const long long below = before + warp_running_sum(mine) - mine;
+            if (below <= rank && rank < below + mine) {
+                room.bin = first + i * WARP;
+                room.rest = rank - below;
+            }
+            before += warp_all(mine, Sum<unsigned int>());
+        }
     }
     __syncthreads();
     bin = room.bin;

@@ -14,7 +14,8 @@
  *                 sample waits for the one before it. One-warp blocks spread over every
  *                 multiprocessor.
  * Shared bytes    static: 8.3 KB, a tile of 32 rows x 32 samples, through which x is read and out
- *                 is written along the rows, so that both are coalesced
+ *                 is written along the rows, so that both are coalesced, and in which the backward
+ *                 pass finds what the forward pass left
  * Arithmetic      double: transposed direct form II, one section after the other. The coefficients
  *                 arrive by value, as a structure in constant memory: as an array behind a pointer
  *                 they would take registers and spill at 8 sections.
@@ -113,9 +114,12 @@ extern "C" __global__ void __launch_bounds__(WARP) sosfiltfilt(
     // Tiles end at the last sample of the extension; what precedes the row is not needed.
     for (int t1 = total; t1 > padding; t1 -= WARP) {
         const int t0 = t1 > WARP ? t1 - WARP : 0;
+        // All loads of a tile are under way together; the chain then waits for none of them.
+#pragma unroll 8
+        for (int i = 0; i < t1 - t0; ++i) tile[lane][i] = forward[(long long)(t0 + i) * WARP];
 #pragma unroll 1
         for (int i = t1 - t0 - 1; i >= 0; --i)
-            tile[lane][i] = filtered(cascade, state, forward[(long long)(t0 + i) * WARP]);
+            tile[lane][i] = filtered(cascade, state, tile[lane][i]);
         __syncwarp();
         const int sample = t0 + lane - padding;
         if (lane < t1 - t0 && sample >= 0 && sample < length && sample % step == 0)

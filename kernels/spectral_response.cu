@@ -13,9 +13,9 @@
  * Macros          REAL
  * Memory          spectrum (rows, bins) complex, weights (at least last), folded (rows, kept)
  *                 complex; all C-contiguous
- * Launch          grid (ceil(rows / 8), ceil((j1 - j) / 256)), j being j0 rounded down to a
- *                 multiple of 32; blocks of 256 threads: a thread has one output of 8 rows, so a
- *                 weight is read once for 8 rows.
+ * Launch          grid (ceil(rows / 16), ceil((j1 - j) / 256)), j being j0 rounded down to a
+ *                 multiple of 32; blocks of 256 threads: a thread has one output of 16 rows, so a
+ *                 weight is read once for 16 rows.
  * Shared bytes    none
  * Global memory   each bin in [first, last) is read once, each output in [j0, j1) written once.
  * Arithmetic      REAL; sums in ascending order of f
@@ -27,7 +27,7 @@
 #include "common.cuh"
 
 #define THREADS 256
-#define ROWS 8
+#define ROWS 16
 
 extern "C" __global__ void __launch_bounds__(THREADS) spectral_response(
     const Complex* __restrict__ spectrum, const REAL* __restrict__ weights,

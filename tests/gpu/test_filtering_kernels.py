@@ -571,4 +571,4 @@ def test_a_hundred_thousand_channels_stay_within_the_limits_of_a_grid() -> None:
     launch = filtering.spectral_response(
         spectrum, np.ones(2, np.float32), np.zeros((100_000, 1), np.complex64), first=0, last=2
     )
-    assert launch.grid == (12_500, 1, 1)
+    assert launch.grid == (6_250, 1, 1)

@@ -19,12 +19,13 @@ from das_gpu.backends.resizing import Resizing
 from das_gpu.backends.rowshape import ROUNDS, RowShape, Scratch
 from das_gpu.recipe import Scale
 
+_SECTOR_BYTES = 32
 _SAMPLE_COLUMNS_BYTES = 64
 _PICK_THREADS = 1024
 _RESET_BLOCKS = 64
 _THREADS = 256
-_ENVELOPE_ROWS = 32
-_TIME_ROWS = 16
+_ENVELOPE_ROWS = 64
+_TIME_ROWS = 32
 _SIDE = 32
 _SCALE_KINDS = {"percentile": 0, "tile": 1, "fixed": 2}
 
@@ -90,7 +91,7 @@ def common_mode(row: RowShape, signal: Array, scratch: Scratch) -> Launch:
         source="common_mode.cu",
         options=_real(row.dtype),
         kernel="common_mode",
-        grid=(-(-row.samples // samples_a_block), 1, 1),
+        grid=(-(-(row.first % samples_a_block + row.samples) // samples_a_block), 1, 1),
         block=(_THREADS, 1, 1),
         args=(
             signal,
@@ -129,7 +130,7 @@ def envelope_db(
         source="envelope_db.cu",
         options=_real(row.dtype),
         kernel="envelope_db",
-        grid=(_tile_blocks(row), 1, 1),
+        grid=(_tile_blocks(row, row.samples), 1, 1),
         block=(_THREADS, 1, 1),
         args=(
             signal,
@@ -168,12 +169,13 @@ def levels(row: RowShape, live: Array, scratch: Scratch, scale: Scale) -> tuple[
     """
     if scale.kind != "percentile":
         return ()
+    sector = _SECTOR_BYTES // row.dtype.itemsize
     return tuple(
         Launch(
             source="levels.cu",
             options=_real(row.dtype),
             kernel="levels",
-            grid=(_tile_blocks(row), 1, 1),
+            grid=(_tile_blocks(row, row.samples + sector - 1), 1, 1),
             block=(_THREADS, 1, 1),
             args=(
                 scratch.db,
@@ -262,9 +264,9 @@ def grey(row: RowShape, live: Array, scratch: Scratch, resizing: Resizing) -> tu
     return (along_time, along_channels) if resizing.time_first else (along_channels, along_time)
 
 
-def _tile_blocks(row: RowShape) -> int:
-    """Blocks of 32 channels by 256 samples that cover every band."""
-    return row.bands * -(-row.band_channels // _ENVELOPE_ROWS) * -(-row.samples // _THREADS)
+def _tile_blocks(row: RowShape, columns: int) -> int:
+    """Blocks of 64 channels by 256 of so many columns that cover every band."""
+    return row.bands * -(-row.band_channels // _ENVELOPE_ROWS) * -(-columns // _THREADS)
 
 
 def _limits(scale: Scale) -> tuple[np.float64, np.float64]:

@@ -211,3 +211,4 @@ extern "C" __attribute__((visibility("hidden"))) void __tsan_write_range(void *a
 extern "C" __attribute__((visibility("hidden"))) void __tsan_init() {}
 extern "C" __attribute__((visibility("hidden"))) void __tsan_func_entry(void *) {}
 extern "C" __attribute__((visibility("hidden"))) void __tsan_func_exit() {}
+extern "C" __attribute__((visibility("hidden"))) void __tsan_atomic_thread_fence(int) {}
