@@ -67,10 +67,10 @@ bench-reading: $(INSTALLED)
 	@$(BIN)/python bench/reading.py $(ARGS)
 
 roofline: $(TESTABLE)
-	@$(BIN)/python bench/roofline.py $(ARGS)
+	@$(BIN)/python bench/roofline.py --json bench/results/roofline.json $(ARGS)
 
 mutants: $(TESTABLE)
-	@$(BIN)/python tests/gpu/mutants.py $(ARGS)
+	@$(BIN)/python tests/gpu/mutants.py --json bench/results/mutants.json $(ARGS)
 
 # dask-cuda, which the tests need, accepts one release of dask at a time: so the same versions are
 # tested here and run on a GPU node.

@@ -15,6 +15,7 @@ from tests.gpu.harness.require import need_compiler
 from tests.gpu.mutant import Mutant
 
 ALL = mutants.all_mutants(mutants.REPOSITORY)
+INCLUDE = '#include "common.cuh"'
 ORDER = [mutant for mutant in ALL if mutant.begin is not None]
 
 
@@ -100,7 +101,7 @@ def test_the_script_tells_the_seen_from_the_unseen() -> None:
     tests = (f"{file}::test_response_weighs_and_folds[one-float32]",)
     wrong = Mutant("wrong", kernel, "sums[i].y += weight", "sums[i].y -= weight", tests)
     beyond = Mutant("beyond", kernel, "if (row0 + i < rows) {", "if (true) {", tests)
-    none = Mutant("none", kernel, "#define ROWS 8", "#define ROWS  8", tests)
+    none = Mutant("none", kernel, INCLUDE, f"{INCLUDE}  ", tests)
     argued = replace(none, name="argued", argument="A blank more.")
     verdicts = mutants.try_all([none, argued, wrong, beyond], jobs=2)
     assert [verdict.mutant.name for verdict in verdicts] == ["wrong", "beyond", "none", "argued"]
@@ -113,6 +114,6 @@ def test_the_script_tells_the_seen_from_the_unseen() -> None:
 def test_a_fault_that_cannot_be_compiled_is_none() -> None:
     need_compiler()
     tests = ("tests/gpu/test_filtering_kernels.py::test_response_weighs_and_folds[one-float32]",)
-    broken = Mutant("b", "kernels/spectral_response.cu", "#define ROWS 8", "#define ROWS", tests)
+    broken = Mutant("b", "kernels/spectral_response.cu", INCLUDE, "", tests)
     with pytest.raises(RuntimeError, match="could not be run"):
         mutants.try_all([broken], jobs=1)
