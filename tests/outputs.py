@@ -45,9 +45,10 @@ def envelopes(out: Path) -> dict[tuple[int, int], NDArray[np.float32]]:
 
 
 def files(out: Path) -> dict[str, str]:
-    """SHA-256 of every file of a run but run.json, whose dates and machine differ."""
+    """SHA-256 of every file of a run but run.json and the logs, whose dates and machine differ."""
     return {
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(out.rglob("*"))
         if path.is_file() and path.name not in ("run.json", "report.html")
+        if path.parent != out / "logs"
     }

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
+from threading import Event, current_thread, main_thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,13 +23,25 @@ from das_gpu import Recipe, cluster, extract, run, task
 from das_gpu.backends import Selected
 from das_gpu.backends.cpu import CpuBackend
 from das_gpu.cli import main
-from das_gpu.cluster import WorkerExecutor
+from das_gpu.cluster import DaskWorkers, executor, packages
+from das_gpu.cluster.worker import Answer
 from das_gpu.credentials import Credential
 from das_gpu.crew import Crew
-from das_gpu.errors import DasGpuError, DeviceError, InterruptedRunError, SourceError, UsageError
+from das_gpu.errors import (
+    ClusterError,
+    DasGpuError,
+    DestinationError,
+    DeviceError,
+    InterruptedRunError,
+    SourceError,
+    UsageError,
+    WorkerError,
+)
 from das_gpu.run import Progress
+from das_gpu.sink import LocalSink
 from das_gpu.store import Access
 from das_gpu.task import Job, extract_task
+from das_gpu.workers import BEGUN, Here
 from tests.archives import random_walk, write_archive
 from tests.outputs import files, lines
 
@@ -55,8 +67,12 @@ def undisturbed(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-class Elsewhere(ThreadPoolExecutor):
+class Elsewhere(Here):
     """Threads that are given, and give back, what a process would be: copies by pickle."""
+
+    @property
+    def capacity(self) -> int:
+        return 2
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         sent = pickle.dumps((fn, args, kwargs))
@@ -74,8 +90,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
     @contextmanager
     def hire(*_: object) -> Iterator[Crew]:
-        with Elsewhere(2) as executor:
-            yield Crew(executor, 2, 1, Selected(CpuBackend(1), "asked for"), remote=True)
+        yield Crew(Elsewhere(), 1, Selected(CpuBackend(1), "asked for"), remote=True)
 
     monkeypatch.setattr(run, "hire", hire)
 
@@ -101,7 +116,9 @@ def test_a_run_elsewhere_makes_the_same_files_and_counts_the_same(
     here = extract(store, tmp_path / "here", SMALL, segment_minutes=0.1)
     assert files(tmp_path / "out") == files(undisturbed)
     assert (summary.chunks, summary.stored_bytes) == (here.chunks, here.stored_bytes)
-    assert [one.done_tiles for one in seen] == list(range(0, TILES + 1, PER_SEGMENT))
+    done = [one.done_tiles for one in seen]
+    assert (done[0], done[-1]) == (0, TILES)
+    assert len(set(done)) > TILES / PER_SEGMENT, "rows of tiles are told of, not only segments"
 
 
 def test_a_worker_opens_archive_plan_and_sink_once_for_a_run(
@@ -171,17 +188,22 @@ def test_a_segment_whose_device_fails_is_tried_three_times(
         assert files(tmp_path / "out") == files(undisturbed)
 
 
-def test_ctrl_c_lets_what_has_begun_end_and_keeps_it(
+def test_ctrl_c_keeps_what_is_finished(
     store: Path, undisturbed: Path, tmp_path: Path, elsewhere: None
 ) -> None:
+    pressed = Event()
+
     def interrupt(progress: Progress) -> None:
-        if progress.done_tiles == PER_SEGMENT:
+        here = current_thread() is main_thread() and not pressed.is_set()
+        if here and progress.done_tiles >= 2 * PER_SEGMENT:
+            pressed.set()
             raise KeyboardInterrupt
 
     with pytest.raises(InterruptedRunError, match="same command continues"):
         extract(store, tmp_path / "out", SMALL, segment_minutes=0.1, on_progress=interrupt)
     done = len(lines(tmp_path / "out" / "metadata.jsonl"))
-    assert done >= 2 * PER_SEGMENT  # two had begun
+    assert 0 < done < TILES
+    assert done % PER_SEGMENT == 0
     again = extract(store, tmp_path / "out", SMALL)
     assert again.made == TILES - done
     assert files(tmp_path / "out") == files(undisturbed)
@@ -233,6 +255,7 @@ def test_a_task_is_small_and_holds_no_secret(store: Path, monkeypatch: pytest.Mo
     access = Access(Credential.parse("sas:CANARY"), account="account")
     job = Job(
         run="0",
+        version="1",
         source=access.locate("az://container/a.zarr"),
         access=access,
         recipe=SMALL,
@@ -251,32 +274,74 @@ def test_a_task_is_small_and_holds_no_secret(store: Path, monkeypatch: pytest.Mo
     assert len(sent) < 8192
 
 
+def test_a_worker_with_another_version_makes_nothing(
+    store: Path, tmp_path: Path, elsewhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "version", lambda _: "0.0.1")
+    with pytest.raises(ClusterError, match=r"begun by das-gpu 0\.0\.1.*same version"):
+        extract(store, tmp_path / "out", SMALL, segment_minutes=0.1)
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_a_worker_that_does_not_see_the_output_folder_makes_nothing(
+    store: Path, tmp_path: Path, elsewhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of its own under the same name would hold images that nobody finds."""
+    (tmp_path / "own").mkdir()
+    monkeypatch.setattr(task, "open_sink", lambda *_: LocalSink(tmp_path / "own"))
+    with pytest.raises(DestinationError, match="place that all workers share"):
+        extract(store, tmp_path / "out", SMALL, segment_minutes=0.1)
+    assert not list(tmp_path.rglob("*.png"))
+
+
 # --- dask's executor ----------------------------------------------------------------------
 
 
 class Dask:
-    """What `WorkerExecutor` asks of a client, in the hands of a test."""
+    """What `DaskWorkers` asks of a client, in the hands of a test."""
 
     def __init__(self) -> None:
-        self.tasks: dict[str, tuple[Callable[..., Any], Any, Future[Any]]] = {}
-        self.begun: list[str] = []
+        self.tasks: dict[str, tuple[Any, Future[Any]]] = {}
         self.options: dict[str, object] = {}
+        self.restarted: list[str] = []
+        self.status, self.seen = "running", time.time()
 
     def get_executor(self, **options: object) -> Dask:
         self.options = options
         return self
 
-    def submit(self, fn: Callable[..., Any], *args: Any, key: str) -> Future[Any]:
-        future: Future[Any] = Future()
-        self.tasks[key] = fn, args, future
-        return future
+    def submit(self, _perform: object, *args: Any, key: str) -> Future[Any]:
+        self.tasks[key] = args, Future()
+        return self.tasks[key][1]
 
-    def call_stack(self) -> dict[str, dict[str, str]]:
-        return {"tcp://worker": dict.fromkeys(self.begun, "frames")}
+    def subscribe_topic(self, _topic: str, handler: Callable[[Any], None]) -> None:
+        self.handler = handler
+
+    def scheduler_info(self, **_: object) -> dict[str, Any]:
+        return {"workers": {WORKER: {"status": self.status, "nthreads": 1, "last_seen": self.seen}}}
+
+    def restart_workers(self, workers: list[str], **_: object) -> dict[str, str]:
+        self.restarted += workers
+        return dict.fromkeys(workers, "OK")
 
     def run(self, number: int) -> None:
-        function, args, future = list(self.tasks.values())[number]
-        future.set_result(function(*args))
+        """Let a worker do the task, of that number."""
+        (_, function, args, kwargs), future = list(self.tasks.values())[number]
+        self.say(number, "begun")
+        try:
+            answer = Answer(function(*args, **kwargs))
+        except DasGpuError as error:
+            answer = Answer(error=error)
+        self.say(number, "ended")
+        if not future.cancelled():
+            future.set_result(answer)
+
+    def say(self, number: int, what: str, **facts: object) -> None:
+        key = list(self.tasks)[number]
+        self.handler((0.0, {"key": key, "say": what, "worker": WORKER, **facts}))
+
+
+WORKER = "tcp://127.0.0.1:1"
 
 
 @pytest.fixture
@@ -289,9 +354,9 @@ def fail(error: Exception) -> None:
 
 
 def test_results_and_errors_of_tasks_arrive_as_they_are(dask: Dask) -> None:
-    executor = WorkerExecutor(dask)
-    fine = executor.submit(int, "7")
-    failed = executor.submit(fail, SourceError("the store is gone"))
+    workers = DaskWorkers(dask)
+    fine = workers.submit(int, "7")
+    failed = workers.submit(fail, SourceError("the store is gone"))
     assert not fine.done()
     dask.run(0)
     dask.run(1)
@@ -302,26 +367,89 @@ def test_results_and_errors_of_tasks_arrive_as_they_are(dask: Dask) -> None:
     assert len(dask.tasks) == 2, "no two tasks have the same key"
 
 
-def test_what_dask_raises_says_what_to_do(dask: Dask) -> None:
-    executor = WorkerExecutor(dask)
-    killed, lost = executor.submit(int), executor.submit(int)
-    inner = [future for _, _, future in dask.tasks.values()]
+def test_what_workers_say_is_passed_on(dask: Dask) -> None:
+    workers, heard = DaskWorkers(dask), []
+    workers.on_beat = lambda future, tiles: heard.append((future, tiles))
+    future = workers.submit(int, "7")
+    dask.say(0, "begun")
+    dask.say(0, "tiles", tiles=3)
+    assert heard == [(future, BEGUN), (future, 3)]
+    assert workers.where(future) == WORKER
+
+
+def test_what_dask_raises_is_told_apart(dask: Dask) -> None:
+    """A worker that died is the segment's affair, a scheduler that is gone the run's."""
+    workers = DaskWorkers(dask)
+    killed, lost, other = (workers.submit(int) for _ in range(3))
+    inner = [future for _, future in dask.tasks.values()]
     inner[0].set_exception(KilledWorker("task-1", SimpleNamespace(address="tcp://127.0.0.1"), 3))
     inner[1].cancel()
-    with pytest.raises(DasGpuError, match="fewer --workers"):
+    inner[2].set_exception(RuntimeError("no"))
+    with pytest.raises(WorkerError, match="fewer --workers"):
         killed.result(1)
-    with pytest.raises(DasGpuError, match="connection to the worker processes was lost"):
+    with pytest.raises(ClusterError, match="connection to the dask scheduler was lost"):
         lost.result(1)
+    with pytest.raises(ClusterError, match="same command continues"):
+        other.result(1)
 
 
-def test_stopping_cancels_what_has_not_begun_and_waits_for_the_rest(dask: Dask) -> None:
-    executor = WorkerExecutor(dask)
-    running, queued = executor.submit(int, "1"), executor.submit(int, "2")
-    dask.begun = list(dask.tasks)[:1]
+def test_a_cancelled_task_has_ended_when_its_worker_says_so(dask: Dask) -> None:
+    workers = DaskWorkers(dask)
+    running, queued = workers.submit(int, "1"), workers.submit(int, "2")
+    dask.say(0, "begun")
+    for future in (running, queued):
+        workers.cancel(future, WorkerError("It hung."))
+    with pytest.raises(WorkerError, match="It hung"):
+        queued.result(0)
+    assert not running.done()
+    dask.say(0, "ended")
+    with pytest.raises(WorkerError, match="It hung"):
+        running.result(0)
+    assert not dask.restarted
+
+
+def test_a_worker_that_does_not_let_go_is_restarted(
+    dask: Dask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "GRACE_S", 0.0)
+    workers = DaskWorkers(dask)
+    stuck = workers.submit(int, "1")
+    dask.say(0, "begun")
+    workers.tidy()
+    assert not dask.restarted, "it is not cancelled"
+    workers.cancel(stuck, WorkerError("It hung."))
+    workers.tidy()
+    assert dask.restarted == [WORKER]
+    with pytest.raises(WorkerError, match="It hung"):
+        stuck.result(0)
+
+
+def test_workers_that_are_paused_count_for_nothing_and_can_be_restarted(dask: Dask) -> None:
+    dask.status = "paused"
+    workers = DaskWorkers(dask)
+    assert workers.capacity == 0
+    assert workers.trouble() == "1 of 1 workers are paused for want of memory"
+    assert workers.relieve()
+    assert dask.restarted == [WORKER]
+
+
+def test_workers_that_do_not_answer_can_be_restarted(dask: Dask) -> None:
+    workers = DaskWorkers(dask)
+    assert not workers.relieve()
+    dask.seen -= 2 * executor.SILENT_S
+    assert workers.trouble() == "1 of 1 workers do not answer"
+    assert workers.relieve()
+    assert dask.restarted == [WORKER]
+
+
+def test_stopping_cancels_everything_and_waits_for_what_is_running(dask: Dask) -> None:
+    workers = DaskWorkers(dask)
+    running, queued = workers.submit(int, "1"), workers.submit(int, "2")
+    dask.say(0, "begun")
     stopped = Event()
 
     def stop() -> None:
-        executor.shutdown(cancel_futures=True)
+        workers.shutdown(cancel_futures=True)
         stopped.set()
 
     with ThreadPoolExecutor(1) as thread:
@@ -329,9 +457,10 @@ def test_stopping_cancels_what_has_not_begun_and_waits_for_the_rest(dask: Dask) 
         with pytest.raises(InterruptedRunError):
             queued.result(5)
         assert not stopped.wait(0.1)
-        dask.run(0)
+        dask.say(0, "ended")
         assert stopped.wait(5)
-    assert running.result(0) == 1
+    with pytest.raises(InterruptedRunError):
+        running.result(0)
 
 
 # --- what is missing ----------------------------------------------------------------------
@@ -350,15 +479,15 @@ def test_a_cluster_of_gpus_without_its_packages_says_which_to_install(
     def find_spec(asked: str) -> object | None:
         return None if asked == module else object()
 
-    monkeypatch.setattr(cluster, "find_spec", find_spec)
-    monkeypatch.setattr(cluster, "import_module", lambda _: None)
+    monkeypatch.setattr(packages, "find_spec", find_spec)
+    monkeypatch.setattr(packages, "import_module", lambda _: None)
     with pytest.raises(UsageError, match=f"{name} is not installed.*pip install"), start():
         pass
 
 
 def test_an_old_dask_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """What pip falls back to where a newer one does not fit has another interface."""
-    monkeypatch.setattr(cluster, "version", lambda _: "0.18.0")
+    monkeypatch.setattr(packages, "version", lambda _: "0.18.0")
     with pytest.raises(UsageError, match=r"dask-cuda 0\.18\.0 is older than 26"), start():
         pass
 

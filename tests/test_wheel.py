@@ -65,7 +65,7 @@ def test_wheel_holds_the_package_its_types_its_command_and_its_licence(wheel: Pa
     kernels = {f"das_gpu/_kernels/{path.name}" for path in (REPOSITORY / "kernels").glob("*.cu*")}
     assert len(kernels) > 8
     assert kernels <= set(names)
-    assert "das-gpu = das_gpu.cli:main" in commands
+    assert "das-gpu = das_gpu.__main__:command" in commands
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert [name for name in names if name.startswith(("tests/", "bench/"))] == []
 

@@ -11,7 +11,7 @@ import builtins
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from io import SEEK_END, BytesIO
 from pathlib import PurePosixPath
@@ -20,8 +20,10 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 from das_gpu.answers import Errand
 from das_gpu.azure import container_client, explain
 from das_gpu.errors import AccessDeniedError, DestinationError, SourceError
+from das_gpu.lease import hold_prefix, prefix_holder
 from das_gpu.locations import Location
-from das_gpu.patience import GaveUp, Watch, patiently
+from das_gpu.lock import LOCK_KEY, Hold, Holder
+from das_gpu.patience import GaveUp, Patience, Watch, patiently
 from das_gpu.runfile import check_key
 from das_gpu.store import Access, Store, secret_for
 
@@ -78,6 +80,7 @@ class BlobSink:
         self._patience = access.patience
         self._above = f"{location.prefix}/" if location.prefix else ""
         self._client = container_client(self._errand, secret, self._patience)
+        self._lock = self._client.get_blob_client(self._above + LOCK_KEY)
         try:
             self._store = Store(location, access)
         except SourceError as error:
@@ -138,7 +141,7 @@ class BlobSink:
 
         while limit is None or len(names) < limit:
             found, more = self._ask("list", "", page)
-            names += found
+            names += (name for name in found if name != self._above + LOCK_KEY)
             if not more:
                 break
         return sorted(name.removeprefix(self._above) for name in names[:limit])
@@ -157,6 +160,14 @@ class BlobSink:
 
     def sweep(self) -> None:
         """Do nothing: of a killed upload nothing is seen; its blocks are dropped after a week."""
+
+    def hold(self, run: str) -> AbstractContextManager[Hold]:
+        """Lease the lock's blob for a run; see `das_gpu.sink.Sink.hold`."""
+        return hold_prefix(self._lock, self._ask, self.location, run)
+
+    def holder(self) -> Holder | None:
+        """Who has leased the lock's blob; see `das_gpu.sink.Sink.holder`."""
+        return prefix_holder(self._lock, self._ask)
 
     def _upload(self, key: str, file: IO[bytes], size: int) -> None:
         from azure.storage.blob import BlobBlock, ContentSettings
@@ -179,7 +190,13 @@ class BlobSink:
             self._ask(_WRITE, key, partial(_stage, blob, block.id, file, start, length))
         self._ask(_WRITE, key, lambda _: blob.commit_block_list(blocks, **how))
 
-    def _ask(self, right: str, key: str, request: Callable[[Watch], _T]) -> _T:
+    def _ask(
+        self,
+        right: str,
+        key: str,
+        request: Callable[[Watch], _T],
+        patience: Patience | None = None,
+    ) -> _T:
         """Make a request patiently; ``right`` is what the credential must allow."""
         from azure.core.exceptions import AzureError
 
@@ -190,7 +207,7 @@ class BlobSink:
                 raise self._explained(key, error) from error
 
         try:
-            return patiently(attempt, self._patience)
+            return patiently(attempt, patience or self._patience)
         except GaveUp as end:
             raise DestinationError(f"{end.last.error} {end}") from end
         except AccessDeniedError as error:

@@ -3,21 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from das_gpu import backends, cluster, host
 from das_gpu.backends import Selected
+from das_gpu.backends.cpu import CpuBackend
 from das_gpu.backends.gpu import GpuBackend
 from das_gpu.cluster import Kind
-from das_gpu.errors import UsageError
-from das_gpu.task import backend_reason
+from das_gpu.errors import ClusterError, UsageError
+from das_gpu.task import select_backend
+from das_gpu.workers import Here, Workers
 
-__all__ = ["Crew", "Kind", "hire"]
+__all__ = ["Crew", "Hiring", "Kind", "hire"]
 
 IN_FLIGHT = 2
 """Segments handed out for each that is being made, so that nobody waits for the next one."""
+
+
+@dataclass(frozen=True)
+class Hiring:
+    """Whom to hire.
+
+    Attributes
+    ----------
+    backend : {"auto", "cpu", "gpu"}
+        What was asked for. On a cluster of GPUs the workers choose, since only they may touch
+        their devices; it can only be the GPU.
+    cluster : {"local", "cuda"} or None
+        Processes started on this machine.
+    scheduler : str or None
+        Address of the scheduler of a dask cluster that is there already.
+    scheduler_file : Path or None
+        File that holds it.
+    workers : int or None
+        Processes started, or compute threads; None for one per processor, or GPU.
+    stall_s : float
+        Longest wait for the first worker of a cluster that is there already.
+    """
+
+    backend: str = "auto"
+    cluster: Kind | None = None
+    scheduler: str | None = None
+    scheduler_file: Path | None = None
+    workers: int | None = None
+    stall_s: float = 600.0
+
+    @property
+    def attached(self) -> bool:
+        """Whether the workers are those of a cluster that is there already."""
+        return self.scheduler is not None or self.scheduler_file is not None
 
 
 @dataclass(frozen=True)
@@ -26,10 +62,8 @@ class Crew:
 
     Attributes
     ----------
-    executor : concurrent.futures.Executor
-        Hands work to them.
-    capacity : int
-        Segments they make at once.
+    workers : Workers
+        Do what they are handed.
     processors : int
         How many of them each may use.
     selected : Selected
@@ -38,69 +72,83 @@ class Crew:
         Whether they are other processes: what they are given must be picklable.
     """
 
-    executor: Executor
-    capacity: int
+    workers: Workers
     processors: int
     selected: Selected
     remote: bool
 
     @property
     def window(self) -> int:
-        """Segments to have handed out at a time."""
-        return IN_FLIGHT * self.capacity
+        """Segments to have handed out at a time; to those who are not there yet, one."""
+        return max(1, IN_FLIGHT * self.workers.capacity if self.remote else 1)
 
 
 @contextmanager
-def hire(kind: Kind | None, backend: str, workers: int | None) -> Iterator[Crew]:
+def hire(hiring: Hiring) -> Iterator[Crew]:
     """Choose the backend and have somebody to work with it, until the context ends.
-
-    Parameters
-    ----------
-    kind : {"local", "cuda"} or None
-        A cluster of processes on this machine, or one thread of this process.
-    backend : {"auto", "cpu", "gpu"}
-        What was asked for. On a cluster of GPUs the workers choose, since only they may touch
-        their devices; it can only be the GPU.
-    workers : int or None
-        Processes of the cluster, or compute threads; None for one per processor, or GPU.
 
     Raises
     ------
     UsageError
         The backend cannot be had, or contradicts the kind of cluster.
-    DasGpuError
-        The worker processes do not come up.
+    ClusterError
+        The worker processes do not come up, or no scheduler answers.
     """
-    match kind:
+    ways = (hiring.cluster, hiring.scheduler, hiring.scheduler_file)
+    if sum(way is not None for way in ways) > 1:
+        raise UsageError("--cluster, --scheduler and --scheduler-file exclude each other.")
+    if hiring.attached:
+        if hiring.workers is not None:
+            raise UsageError(
+                "--workers says how many processes to start here, but with --scheduler they are "
+                "there already. Leave it out."
+            )
+        with cluster.attach(hiring.scheduler, hiring.scheduler_file) as team:
+            yield _attached(team, hiring)
+        return
+    match hiring.cluster:
         case None:
-            selected = backends.select(backend, workers or host.processors())
-            with ThreadPoolExecutor(1, "das-gpu-segment") as executor:
-                yield Crew(executor, 1, host.processors(), selected, remote=False)
+            selected = backends.select(hiring.backend, hiring.workers or host.processors())
+            yield Crew(Here(), host.processors(), selected, remote=False)
         case "local":
-            selected = backends.select(backend, 1)
-            with cluster.start(kind, workers or host.processors()) as team:
-                yield _crew(team, selected)
+            selected = backends.select(hiring.backend, 1)
+            with cluster.start("local", hiring.workers or host.processors()) as team:
+                yield _started(team, selected)
         case "cuda":
-            if backend == "cpu":
+            if hiring.backend == "cpu":
                 raise UsageError(
                     "--cluster cuda computes on GPUs, but the CPU was asked for, or the run in the "
                     "output folder was begun on it. Take --cluster local, or leave --backend out "
                     "and choose another folder."
                 )
-            with cluster.start(kind, workers) as team:
-                asked = team.executor.submit(backend_reason, "gpu", 1)
-                selected = Selected(GpuBackend(), asked.result(cluster.START_S))
-                yield _crew(team, selected)
+            with cluster.start("cuda", hiring.workers) as team:
+                _, reason = team.submit(select_backend, "gpu", 1).result(cluster.START_S)
+                yield _started(team, Selected(GpuBackend(), reason))
         case _:
-            raise UsageError(f"There is no cluster {kind!r}; choose local or cuda.")
+            raise UsageError(f"There is no cluster {hiring.cluster!r}; choose local or cuda.")
 
 
-def _crew(team: cluster.Team, selected: Selected) -> Crew:
+def _started(team: Workers, selected: Selected) -> Crew:
+    processors = max(1, host.processors() // max(1, team.capacity))
+    return Crew(team, processors, _by(team, selected), remote=True)
+
+
+def _attached(team: Workers, hiring: Hiring) -> Crew:
+    """Let the first worker that is there say which backend it is; the others are to be like it."""
+    asked = team.submit(select_backend, hiring.backend, 1)
+    try:
+        kind, reason = asked.result(hiring.stall_s)
+    except TimeoutError as error:
+        trouble = team.trouble()
+        team.shutdown(wait=False, cancel_futures=True)
+        raise ClusterError(
+            f"No worker took up any work within {hiring.stall_s:g} s: {trouble}. Start workers "
+            "that belong to this scheduler, and run the same command again."
+        ) from error
+    backend = GpuBackend() if kind == "gpu" else CpuBackend(1)
+    return Crew(team, 1, _by(team, Selected(backend, reason)), remote=True)
+
+
+def _by(team: Workers, selected: Selected) -> Selected:
     many = "1 worker process" if team.capacity == 1 else f"{team.capacity} worker processes"
-    return Crew(
-        team.executor,
-        team.capacity,
-        max(1, host.processors() // team.capacity),
-        replace(selected, reason=f"by {many}, {selected.reason}"),
-        remote=True,
-    )
+    return replace(selected, reason=f"by {many}, {selected.reason}")

@@ -14,6 +14,8 @@
     │       └── ChunkUnreadableError the store answers, but never with the whole object
     ├── AccessDeniedError        5   the store refuses these credentials
     ├── DeviceError              1   the GPU failed, or ran out of memory
+    ├── WorkerError              1   a segment's worker died or hung, or failed unforeseen
+    ├── ClusterError             1   no workers can be had, or the scheduler is gone
     ├── DestinationError         6   the destination cannot be written or is not ours
     │   └── DestinationInUseError 11 another run is writing there
     └── InterruptedRunError    130   stopped by the user; a rerun continues
@@ -81,6 +83,14 @@ class AccessDeniedError(DasGpuError):
 
 class DeviceError(DasGpuError):
     """The GPU failed; the segment it worked on is tried again."""
+
+
+class WorkerError(DasGpuError):
+    """What worked on a segment died, hung, or failed in a way that nobody foresaw."""
+
+
+class ClusterError(DasGpuError):
+    """Worker processes cannot be had, or the connection to them is gone."""
 
 
 class DestinationError(DasGpuError):

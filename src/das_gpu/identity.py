@@ -43,7 +43,12 @@ def header_of(recipe: Recipe, selected: Selected, plan: Plan) -> dict[str, Any]:
     return {
         "recipe": recipe.model_dump(mode="json"),
         "recipe_digest": recipe.digest,
-        "plan": {"tiles": plan.n_tiles, "segments": plan.n_segments, "notes": plan.notes},
+        "plan": {
+            "tiles": plan.n_tiles,
+            "segments": plan.n_segments,
+            "rows_per_segment": plan.rows_per_segment,
+            "notes": plan.notes,
+        },
         "backend": {"kind": selected.backend.kind, "reason": selected.reason},
         "versions": host.versions(),
         "machine": host.description(),

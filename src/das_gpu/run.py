@@ -1,15 +1,14 @@
-"""A whole run: segments -> an executor -> records; progress, stop, summary."""
+"""A whole run, from what a user asks for to what it came to."""
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,47 +16,29 @@ from das_gpu import host
 from das_gpu.archive import Archive
 from das_gpu.backends import Selected
 from das_gpu.credentials import refuse_ambiguous
-from das_gpu.crew import Crew, Kind, hire
-from das_gpu.errors import ChunkError, DeviceError, InterruptedRunError, SourceError
+from das_gpu.crew import Crew, Hiring, Kind, hire
+from das_gpu.dispatch import Dispatch, Progress, Tally
+from das_gpu.errors import DasGpuError, UsageError
 from das_gpu.identity import header_of, identity_of
+from das_gpu.journal import facts, name_of_log, written_to
 from das_gpu.ledger import Ledger, read_identity
+from das_gpu.lock import Hold
 from das_gpu.model import Status
 from das_gpu.plan import Plan
 from das_gpu.recipe import Recipe
-from das_gpu.segment import SegmentResult, failed_records
-from das_gpu.sink import open_sink
+from das_gpu.sink import LocalSink, Sink, open_sink
 from das_gpu.store import Access
 from das_gpu.stream import OnMissing
 from das_gpu.task import Job, Workbench, extract_task, open_planned
 
+__all__ = ["Kind", "Progress", "Summary", "extract", "prepare", "resolve_source"]
+
 _log = logging.getLogger(__name__)
 
 SEGMENT_MINUTES = 15.0
-WAIT_S = 0.5
-"""Longest wait without looking whether the run was stopped."""
-DEVICE_ATTEMPTS = 3
-"""Times a segment is begun whose GPU fails."""
+STALL_MINUTES = 10.0
 REMOTE_LOADERS = 12
 """Chunk requests in flight to a store over a network; bench/README.md has the measurements."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands; ``done_tiles`` counts those made by this process."""
-
-    done_tiles: int
-    total_tiles: int
-    seconds: float
-
-    @property
-    def tiles_per_s(self) -> float:
-        """Tiles made per second so far."""
-        return self.done_tiles / self.seconds if self.seconds > 0 else 0.0
-
-    @property
-    def remaining_s(self) -> float | None:
-        """Seconds left at that rate, or None before the first tile."""
-        return (self.total_tiles - self.done_tiles) / self.tiles_per_s if self.done_tiles else None
 
 
 @dataclass(frozen=True)
@@ -66,7 +47,8 @@ class Summary:
 
     ``tiles`` counts the tiles of the whole plan by status, earlier runs into the same folder
     included; ``made`` counts those this call worked on. ``notes`` are the plan's;
-    ``warnings`` name software or machines that changed since the run was begun.
+    ``warnings`` name software or machines that changed since the run was begun; ``quarantined``
+    are the segments that are put aside after failing three times.
     """
 
     out: str
@@ -79,6 +61,7 @@ class Summary:
     backend_reason: str
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+    quarantined: tuple[int, ...] = ()
 
     @property
     def images(self) -> int:
@@ -137,13 +120,18 @@ def extract(
     *,
     backend: str = "auto",
     cluster: Kind | None = None,
+    scheduler: str | None = None,
+    scheduler_file: Path | None = None,
     workers: int | None = None,
     loaders: int | None = None,
     segment_minutes: float | None = None,
+    stall_minutes: float = STALL_MINUTES,
     on_missing: OnMissing = "skip",
+    retry_quarantined: bool = False,
     overwrite: bool = False,
     access: Access | None = None,
     out_access: Access | None = None,
+    log_json: Path | None = None,
     on_start: Callable[[Plan, Selected], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
@@ -162,6 +150,10 @@ def extract(
         Where to compute.
     cluster : {"local", "cuda"}, optional
         Let worker processes of this machine make the segments; with ``cuda`` each has a GPU.
+    scheduler : str, optional
+        Let the workers of the dask cluster whose scheduler has this address make them.
+    scheduler_file : Path, optional
+        The same, with the file in which the scheduler has written its address.
     workers : int, optional
         Compute threads, or processes of the cluster; by default the processors this process
         may use, with ``cuda`` the GPUs.
@@ -170,16 +162,24 @@ def extract(
     segment_minutes : float, optional
         Length of the unit of resume: by default that of the run in ``out``, else 15. It
         changes no pixel.
+    stall_minutes : float
+        A segment that gives no sign of life for so long is cancelled and tried again; it is at
+        least the patience that a chunk is asked for with. Without any worker for so long, the
+        run ends.
     on_missing : {"skip", "error", "fill"}
         A lost chunk loses its tiles, stops the run, or makes its channels dead.
+    retry_quarantined : bool
+        Try segments again that failed three times.
     overwrite : bool
         Start over: remove the run that is in ``out``.
     access, out_access : Access, optional
         Credential and patience for the archive and for ``out``, and the archive's transport.
+    log_json : Path, optional
+        Where the log goes; by default into ``logs`` in ``out``, when that is a folder.
     on_start : callable, optional
         Told the plan and the chosen backend before the first sample is read.
     on_progress : callable, optional
-        Told where the run stands after every tile row, or segment of a cluster.
+        Told where the run stands after every tile row; from any thread.
 
     Returns
     -------
@@ -202,7 +202,10 @@ def extract(
     True
     """
     recipe = recipe or Recipe()
-    _refuse_shared_secret(source, out, access or Access(), out_access or Access())
+    if not stall_minutes > 0:
+        raise UsageError(f"A stall of {stall_minutes:g} minutes is no time: give more than 0.")
+    access, out_access = access or Access(), out_access or Access()
+    _refuse_shared_secret(source, out, access, out_access)
     sink = open_sink(out, out_access)
     identity = None if overwrite else read_identity(sink)
     if segment_minutes is None:
@@ -210,7 +213,12 @@ def extract(
     archive, plan = prepare(source, recipe, segment_minutes=segment_minutes, access=access)
     if backend == "auto" and identity is not None:
         backend = identity.get("backend", backend)
-    with hire(cluster, backend, workers) as crew:
+    # A chunk that is asked for with patience gives no sign meanwhile.
+    stall_s = max(60 * stall_minutes, 1.5 * access.patience.total_s)
+    hiring = Hiring(backend, cluster, scheduler, scheduler_file, workers, stall_s)
+    with ExitStack() as stack:
+        hold = stack.enter_context(sink.hold(uuid4().hex))
+        crew = stack.enter_context(hire(hiring))
         selected = crew.selected
         ledger = Ledger.open(
             sink,
@@ -219,31 +227,99 @@ def extract(
             overwrite=overwrite,
             n_segments=plan.n_segments,
         )
+        log = log_json or _log_in(sink)
+        if log is not None:
+            stack.enter_context(written_to(log))
+        _log.info(
+            "run begun",
+            extra=facts(
+                run=hold.run,
+                source=str(archive.location),
+                out=sink.location,
+                tiles=plan.n_tiles,
+                segments=plan.n_segments,
+                backend=selected.backend.kind,
+                reason=selected.reason,
+            ),
+        )
         if on_start is not None:
             on_start(plan, selected)
-        loaders = loaders or default_loaders(archive, crew.processors)
         bench = Workbench(
-            archive, plan, selected.backend, sink, loaders, crew.processors, on_missing
+            archive,
+            plan,
+            selected.backend,
+            sink,
+            loaders or default_loaders(archive, crew.processors),
+            crew.processors,
+            on_missing,
         )
-        run = _Run(crew, bench, ledger, on_progress)
-        if not crew.remote:
-            host.give_big_buffers_back()
-            with host.single_threaded_blas():
-                return run.through(run.extract_here)
         job = Job(
-            run=uuid4().hex,
+            run=hold.run,
+            version=version("das-gpu"),
             source=archive.location,
-            access=access or Access(),
+            access=access,
             recipe=recipe,
             segment_minutes=segment_minutes,
-            out=(out_access or Access()).locate(out),
-            out_access=out_access or Access(),
+            out=out_access.locate(out),
+            out_access=out_access,
             backend=selected.backend.kind,
             threads=crew.processors,
-            loaders=loaders,
+            loaders=bench.loaders,
             on_missing=on_missing,
         )
-        return run.through(partial(extract_task, job))
+        dispatch = Dispatch(
+            crew, plan, ledger, sink, hold, stall_s=stall_s, on_progress=on_progress
+        )
+        pending = ledger.pending(quarantined=retry_quarantined)
+        with _kept(ledger, hold):
+            if crew.remote:
+                tally = dispatch.through(pending, partial(extract_task, job))
+                # A worker that was killed leaves what it was writing.
+                sink.sweep()
+            else:
+                host.give_big_buffers_back()
+                with host.single_threaded_blas():
+                    tally = dispatch.through(pending, bench.extract)
+        summary = _summary(bench, crew, ledger, tally)
+        _log.info("run ended", extra=facts(tiles=summary.tiles, seconds=summary.seconds))
+        return summary
+
+
+@contextmanager
+def _kept(ledger: Ledger, hold: Hold) -> Iterator[None]:
+    """See that what was finished is published, also when the run ends before its end."""
+    try:
+        yield
+    except BaseException as error:
+        _log.error("run stopped: %s", error, extra=facts(error=type(error).__name__))
+        if not hold.lost.is_set():
+            with suppress(DasGpuError):
+                ledger.publish()
+        raise
+
+
+def _log_in(sink: Sink) -> Path | None:
+    """Where the log of a run goes by itself: into its folder, when it is one."""
+    if not isinstance(sink, LocalSink):
+        return None
+    return Path(sink.location, "logs", name_of_log(datetime.now(UTC)))
+
+
+def _summary(bench: Workbench, crew: Crew, ledger: Ledger, tally: Tally) -> Summary:
+    totals = ledger.publish()
+    return Summary(
+        out=bench.sink.location,
+        tiles=totals.statuses,
+        made=tally.tiles,
+        seconds=tally.seconds,
+        stored_bytes=tally.stored_bytes,
+        chunks=tally.chunks,
+        backend=crew.selected.backend.kind,
+        backend_reason=crew.selected.reason,
+        notes=bench.plan.notes,
+        warnings=ledger.warnings,
+        quarantined=tuple(sorted(ledger.quarantined())),
+    )
 
 
 def _refuse_shared_secret(
@@ -253,124 +329,3 @@ def _refuse_shared_secret(
     places = ((source, access), (out, out_access))
     auto = (how.locate(place) for place, how in places if how.credential.kind == "auto")
     refuse_ambiguous({place.account for place in auto if place.scheme == "azure"})
-
-
-class _Run:
-    """Hands pending segments to an executor, a bounded number at a time."""
-
-    def __init__(
-        self,
-        crew: Crew,
-        bench: Workbench,
-        ledger: Ledger,
-        on_progress: Callable[[Progress], None] | None,
-    ) -> None:
-        self._crew, self._bench, self._plan = crew, bench, bench.plan
-        self._ledger, self._on_progress = ledger, on_progress
-        self._cancelled = threading.Event()
-        self._done_tiles = 0
-        self._total_tiles = 0
-        self._started = time.monotonic()
-        self._chunks = self._stored_bytes = 0
-        self._failures: Counter[int] = Counter()
-
-    def through(self, work: Callable[[int], SegmentResult]) -> Summary:
-        """Run every pending segment and publish the manifest, also when stopped."""
-        pending = deque(self._ledger.pending())
-        self._total_tiles = sum(
-            (segment.row1 - segment.row0) * self._plan.bands
-            for segment in map(self._plan.segment, pending)
-        )
-        self._report(0)
-        waiting: dict[Future[SegmentResult], int] = {}
-        try:
-            while True:
-                while len(waiting) < self._crew.window and pending:
-                    number = pending.popleft()
-                    waiting[self._crew.executor.submit(work, number)] = number
-                if not waiting:
-                    break
-                done, _ = wait(waiting, timeout=WAIT_S, return_when=FIRST_COMPLETED)
-                # In order, so that the first error is the one that is told.
-                for future in sorted(done, key=waiting.__getitem__):
-                    number = waiting.pop(future)
-                    if not self._finish(number, future):
-                        pending.appendleft(number)
-        except BaseException as error:
-            self._cancelled.set()
-            self._crew.executor.shutdown(cancel_futures=True)
-            self._keep(waiting)
-            self._ledger.publish()
-            if isinstance(error, KeyboardInterrupt):
-                raise InterruptedRunError(
-                    "Interrupted. Finished segments are saved; the same command continues the run."
-                ) from error
-            raise
-        return self._summary()
-
-    def extract_here(self, number: int) -> SegmentResult:
-        """Make one segment; what is fatal for the run ends it before the next one begins."""
-        if self._cancelled.is_set():
-            raise InterruptedRunError("The run was stopped before this segment was begun.")
-        try:
-            return self._bench.extract(number, on_tiles=self._report, cancelled=self._cancelled)
-        except (SourceError, DeviceError) as error:
-            if isinstance(error, ChunkError):
-                self._cancelled.set()
-            raise
-        except BaseException:
-            self._cancelled.set()
-            raise
-
-    def _keep(self, waiting: Mapping[Future[SegmentResult], int]) -> None:
-        """Record the segments that came to their end while the run was stopped."""
-        for future, number in waiting.items():
-            if future.done() and not future.cancelled() and future.exception() is None:
-                self._finish(number, future)
-
-    def _finish(self, number: int, future: Future[SegmentResult]) -> bool:
-        """Record a segment; False when its device failed and it is to be tried again.
-
-        One whose source failed, or whose device failed too often, has its tiles in error, and
-        others go on. What an earlier run delivered of such a segment stays.
-        """
-        try:
-            result = future.result()
-        except (SourceError, DeviceError) as error:
-            if isinstance(error, ChunkError):
-                raise
-            self._failures[number] += 1
-            if isinstance(error, DeviceError) and self._failures[number] < DEVICE_ATTEMPTS:
-                _log.warning("Segment %d is tried again. %s", number, error)
-                return False
-            if not self._ledger.done(number):
-                failed = failed_records(self._plan, number, str(error))
-                self._ledger.finish_segment(number, failed)
-            return True
-        self._ledger.finish_segment(number, result.records)
-        self._chunks += result.traffic.chunks
-        self._stored_bytes += result.traffic.stored_bytes
-        if self._crew.remote:
-            self._report(len(result.records))
-        return True
-
-    def _report(self, tiles: int) -> None:
-        self._done_tiles += tiles
-        if self._on_progress is not None:
-            seconds = time.monotonic() - self._started
-            self._on_progress(Progress(self._done_tiles, self._total_tiles, seconds))
-
-    def _summary(self) -> Summary:
-        totals = self._ledger.publish()
-        return Summary(
-            out=self._bench.sink.location,
-            tiles=totals.statuses,
-            made=self._total_tiles,
-            seconds=time.monotonic() - self._started,
-            stored_bytes=self._stored_bytes,
-            chunks=self._chunks,
-            backend=self._crew.selected.backend.kind,
-            backend_reason=self._crew.selected.reason,
-            notes=self._plan.notes,
-            warnings=self._ledger.warnings,
-        )

@@ -87,6 +87,41 @@ def read_run(sink: Store) -> dict[str, Any] | None:
     return run
 
 
+def require_run(sink: Store) -> dict[str, Any]:
+    """Read ``run.json`` of a folder that is to hold a run.
+
+    Raises
+    ------
+    DestinationError
+        When there is none, or it cannot be understood.
+    """
+    run = read_run(sink)
+    if run is None:
+        raise DestinationError(
+            f"There is no run in {sink.location}: it has no {RUN_KEY}. Give the folder, or the "
+            f"container and prefix, that `das-gpu extract` was given as OUT."
+        )
+    return run
+
+
+def number_in(sink: Store, part: object, name: str) -> int:
+    """Whole number of this name in a part of ``run.json``.
+
+    Raises
+    ------
+    DestinationError
+        When there is none.
+    """
+    value = part.get(name) if isinstance(part, Mapping) else None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise DestinationError(
+            f"{RUN_KEY} in {sink.location} does not say what its {name} is: it was written by "
+            f"another version of das-gpu, or changed by hand. Run the command again that began "
+            f"this run, with --overwrite to start over if it is refused."
+        )
+    return value
+
+
 def read_identity(sink: Store) -> dict[str, Any] | None:
     """Identity of the run that the folder holds, or None when it holds none.
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +18,7 @@ from das_gpu.model import RowWindow, Segment, Span, Status, Tile, TileRecord
 from das_gpu.patience import cancelled_by
 from das_gpu.plan import Plan
 from das_gpu.process import Processor, TileResult, design
+from das_gpu.pulse import current
 from das_gpu.render import encode_npy, encode_png, file_name, iso_utc, split_key
 from das_gpu.sink import Sink
 from das_gpu.spans import ring_layout
@@ -44,10 +43,11 @@ def extract_segment(
     loaders: int,
     decoders: int | None = None,
     on_missing: OnMissing = "skip",
-    on_tiles: Callable[[int], None] | None = None,
-    cancelled: threading.Event | None = None,
 ) -> SegmentResult:
     """Make the images of one segment and put them in the sink.
+
+    The thread's pulse (see `das_gpu.pulse`) beats with every chunk and with every row of tiles;
+    when it is cancelled, the segment ends where it next waits or begins a row.
 
     Parameters
     ----------
@@ -63,10 +63,6 @@ def extract_segment(
         Threads of these that may decode at a time.
     on_missing : {"skip", "error", "fill"}
         What a lost chunk does.
-    on_tiles : callable, optional
-        Told the number of tiles finished, after each row.
-    cancelled : threading.Event, optional
-        Looked at before each row and while samples are waited for.
 
     Raises
     ------
@@ -75,6 +71,7 @@ def extract_segment(
     SourceError, DestinationError, DeviceError
         When the archive cannot be read, the sink not written, or the device fails.
     """
+    pulse = current()
     segment, chain = plan.segment(number), design(plan)
     layout = ring_layout(plan, segment)
     writing: list[Future[TileRecord]] = []
@@ -85,13 +82,12 @@ def extract_segment(
         if not writing:
             return
         records.extend(future.result() for future in writing)
-        if on_tiles is not None:
-            on_tiles(len(writing))
+        pulse.beat(len(writing))
         writing.clear()
 
     def deliver(*work: Any) -> TileRecord:
         """Deliver a tile; a put that waits for its store ends when the run is stopped."""
-        with cancelled_by(cancelled or threading.Event()):
+        with cancelled_by(pulse.cancelled):
             return _deliver(*work)
 
     def write(row: RowWindow, drawn: Array | None) -> None:
@@ -114,13 +110,13 @@ def extract_segment(
             loaders=loaders,
             decoders=decoders,
             on_missing=on_missing,
-            stopped=cancelled,
+            pulse=pulse,
         ) as stream,
     ):
         processor = Processor(plan, chain, workspace)
         begun: deque[tuple[RowWindow, Array | None]] = deque()
         for row in stream:
-            if cancelled is not None and cancelled.is_set():
+            if pulse.cancelled.is_set():
                 raise InterruptedRunError("The segment was cancelled before it was finished.")
             usable = any(span.v1 > span.v0 or span.status.delivered for span in row.spans)
             release = partial(stream.release, row.row)

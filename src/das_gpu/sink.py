@@ -18,12 +18,13 @@ import os
 import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO, Protocol
 
 from das_gpu.errors import DestinationError, UsageError
 from das_gpu.locations import Location
+from das_gpu.lock import LOCK_KEY, Hold, Holder, folder_holder, hold_folder
 from das_gpu.runfile import check_key
 from das_gpu.store import Access
 
@@ -43,6 +44,8 @@ _ADVICE = {
     errno.EEXIST: "A part of this path is a file, not a folder: choose another output folder.",
     errno.EISDIR: "A folder stands where a file must go: move it or choose another output folder.",
     errno.ENAMETOOLONG: "The path is too long for this file system: choose a shorter one.",
+    errno.ENOENT: "Something was taken away meanwhile: put it back if it was moved, then run the "
+    "same command again.",
     errno.EMFILE: "Too many files are open: raise the limit (ulimit -n).",
 }
 _ADVICE_ELSE = "Check that the folder can be written, or choose another output folder."
@@ -87,9 +90,18 @@ class Sink(Protocol):
     def sweep(self) -> None:
         """Remove what killed writers left; only when no other process writes here."""
 
+    def hold(self, run: str) -> AbstractContextManager[Hold]:
+        """Keep other runs from writing here; DestinationInUseError when one does already."""
+
+    def holder(self) -> Holder | None:
+        """Who holds this place now; None when nobody alive does. Changes nothing."""
+
 
 class LocalSink:
-    """A folder on this machine; it is made when the first file is put.
+    """A folder on this machine; it is made when the first file is put, or when it is held.
+
+    While a run holds the folder, no sink that knows of it makes the folder anew: when it has
+    been removed, moved or unmounted, every put fails.
 
     Parameters
     ----------
@@ -116,6 +128,8 @@ class LocalSink:
         self._syncing = threading.Lock()
         self._unsynced_files: set[Path] = set()
         self._unsynced_folders: set[Path] = set()
+        self._lock = self._root / LOCK_KEY
+        self._is_held = os.path.lexists(self._lock)
 
     def __str__(self) -> str:
         return self.location
@@ -164,8 +178,8 @@ class LocalSink:
             raise _explained(f"Reading {path}", error) from error
 
     def list(self, prefix: str = "", *, limit: int | None = None) -> builtins.list[str]:
-        """Keys that begin with ``prefix``, temporary files left out; see `Sink.list`."""
-        files = (path for path in self._walk(prefix) if not path.name.startswith(_TEMPORARY))
+        """Keys that begin with ``prefix``, our own aids left out; see `Sink.list`."""
+        files = (path for path in self._walk(prefix) if not self._is_aid(path))
         keys = (path.relative_to(self._root).as_posix() for path in files)
         return sorted(itertools.islice((key for key in keys if key.startswith(prefix)), limit))
 
@@ -202,12 +216,46 @@ class LocalSink:
                     raise _explained(f"Deleting {path}", error) from error
 
     @contextmanager
+    def hold(self, run: str) -> Iterator[Hold]:
+        """Lock the folder for a run; see `Sink.hold`."""
+        with ExitStack() as stack:
+            changed = _folders_to_change(self._root)
+            try:
+                hold = stack.enter_context(hold_folder(self._root, run))
+            except OSError as error:
+                raise _explained(f"Locking {self._lock}", error) from error
+            with self._state:
+                self._unsynced_folders |= changed
+            self._is_held = True
+            try:
+                yield hold
+            finally:
+                self._is_held = False
+
+    def holder(self) -> Holder | None:
+        """Who has locked the folder; see `Sink.holder`."""
+        try:
+            return folder_holder(self._root)
+        except OSError as error:
+            raise _explained(f"Reading {self._lock}", error) from error
+
+    def _is_aid(self, path: Path) -> bool:
+        return path.name.startswith(_TEMPORARY) or path == self._lock
+
+    def _check_folder(self) -> None:
+        # Without the folder that it holds, a run would go on in a new one, where nothing is of
+        # what it has made; under a mount point, in another place.
+        if self._is_held and not os.path.lexists(self._lock):
+            raise FileNotFoundError(errno.ENOENT, f"{self._lock} is no longer there")
+
+    @contextmanager
     def _replacing(self, key: str, *, durable: bool) -> Iterator[BinaryIO]:
         path = self._path(key)
         # The process number is taken here: a forked child shares the token and the count.
         unique = f"{os.getpid()}-{self._token}-{next(self._numbers)}"
         temporary = path.with_name(_TEMPORARY + unique)
         try:
+            self._check_folder()
             with self._create(temporary) as file:
                 yield file
                 if durable:
@@ -235,7 +283,8 @@ class LocalSink:
         return path.open("xb")
 
     def _make_folder(self, folder: Path) -> None:
-        changed = {path.parent for path in (folder, *folder.parents) if not path.exists()}
+        self._check_folder()
+        changed = _folders_to_change(folder)
         # It may come and go meanwhile, by other threads; what is wrong for good, the next
         # attempt to make the file says.
         with suppress(FileExistsError, FileNotFoundError):
@@ -287,6 +336,11 @@ def open_sink(out: str | Path | Location, access: Access | None = None) -> Sink:
     from das_gpu.blobsink import BlobSink
 
     return BlobSink(location, access)
+
+
+def _folders_to_change(folder: Path) -> set[Path]:
+    """Folders that something new will be in when a folder is made, and those above it."""
+    return {path.parent for path in (folder, *folder.parents) if not path.exists()}
 
 
 def _raise_unless_absent(error: OSError) -> None:

@@ -28,6 +28,7 @@ from das_gpu.errors import ChunkError, InterruptedRunError
 from das_gpu.model import RingLayout, RowWindow, Segment
 from das_gpu.patience import cancelled_by
 from das_gpu.plan import Plan
+from das_gpu.pulse import Pulse
 from das_gpu.spans import archive_window, column_samples, core, held, row_spans
 from das_gpu.timeline import Lost, Timeline
 
@@ -78,8 +79,8 @@ class SegmentStream:
         Threads of these that may decode at a time, each into a buffer of a chunk's size.
     on_missing : {"skip", "error", "fill"}
         A lost chunk loses its tiles, stops the segment, or makes its channels dead.
-    stopped : threading.Event, optional
-        Looked at while a row is waited for; raises ``InterruptedRunError``.
+    pulse : Pulse, optional
+        Beats with every chunk; when it is cancelled, waiting raises ``InterruptedRunError``.
     """
 
     def __init__(
@@ -93,12 +94,12 @@ class SegmentStream:
         loaders: int,
         decoders: int | None = None,
         on_missing: OnMissing = "skip",
-        stopped: threading.Event | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
         self.traffic = Traffic()
         self._archive, self._plan, self._segment = archive, plan, segment
         self._ring, self._layout = ring, layout
-        self._on_missing, self._stopped = on_missing, stopped
+        self._on_missing, self._pulse = on_missing, pulse or Pulse()
         self._chunk_rows, self._columns = plan.chunk_grid(segment)
         self._timeline = Timeline(archive, strict=on_missing == "error")
         self._change = threading.Condition()
@@ -172,7 +173,7 @@ class SegmentStream:
             for wanted in range(self._columns.start, column + 1):
                 state = self._state.get(wanted)
                 while state is not None and not state.ready and self._failure is None:
-                    if self._closed.is_set() or (self._stopped and self._stopped.is_set()):
+                    if self._closed.is_set() or self._pulse.cancelled.is_set():
                         raise InterruptedRunError("The segment was cancelled.")
                     self._change.wait(_POLL_S if self._ring.flush() else _LOOK_S)
                 if self._failure is not None:
@@ -257,6 +258,7 @@ class SegmentStream:
             self._timeline.read(start, stop)
         else:
             lost = self._read_chunk(column, chunk_row)
+        self._pulse.beat(0)
         state = self._state[column]
         with self._change:
             if lost is not None:

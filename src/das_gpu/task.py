@@ -8,14 +8,17 @@ names once for a run.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from socket import gethostname
 
 from das_gpu import backends, host
 from das_gpu.archive import Archive, open_archive
 from das_gpu.backends import Backend
+from das_gpu.errors import ClusterError, DestinationError
 from das_gpu.locations import Location
+from das_gpu.lock import LOCK_KEY
 from das_gpu.plan import Plan
 from das_gpu.plan import plan as lay_out
 from das_gpu.recipe import Recipe
@@ -32,7 +35,9 @@ class Job:
     Attributes
     ----------
     run : str
-        Tells this run from any other that a worker has seen.
+        Tells this run from any other; the lock of its output folder says it too.
+    version : str
+        das-gpu's, which must be the same wherever segments are made.
     source, out : Location
         The archive, and where its images go.
     access, out_access : Access
@@ -51,6 +56,7 @@ class Job:
     """
 
     run: str
+    version: str
     source: Location
     access: Access
     recipe: Recipe
@@ -89,13 +95,7 @@ class Workbench:
     decoders: int
     on_missing: OnMissing
 
-    def extract(
-        self,
-        number: int,
-        *,
-        on_tiles: Callable[[int], None] | None = None,
-        cancelled: threading.Event | None = None,
-    ) -> SegmentResult:
+    def extract(self, number: int) -> SegmentResult:
         """Make the images of one segment; see `das_gpu.segment.extract_segment`."""
         return extract_segment(
             self.archive,
@@ -106,8 +106,6 @@ class Workbench:
             loaders=self.loaders,
             decoders=self.decoders,
             on_missing=self.on_missing,
-            on_tiles=on_tiles,
-            cancelled=cancelled,
         )
 
 
@@ -135,25 +133,42 @@ def extract_task(job: Job, number: int) -> SegmentResult:
 
     Raises
     ------
+    ClusterError
+        This process has another version of das-gpu.
+    DestinationError
+        This process does not see the run's output folder, or another run is at work there.
     DasGpuError
         As `Workbench.extract`, and as opening what the job names.
     """
+    if job.version != version("das-gpu"):
+        raise ClusterError(
+            f"The worker on {gethostname()} has das-gpu {version('das-gpu')}, but the run was "
+            f"begun by das-gpu {job.version}. Install the same version everywhere."
+        )
     bench = _workbench(job)
+    if job.run.encode() not in (bench.sink.get(LOCK_KEY) or b""):
+        raise DestinationError(
+            f"The worker on {gethostname()} does not find this run in {bench.sink.location}. "
+            "OUT must be a place that all workers share: a folder on a file system that each of "
+            "them sees under the same name, or a container. If that is so, the run has ended "
+            "meanwhile, or another one has taken its place."
+        )
     with host.single_threaded_blas():
         result = bench.extract(number)
     bench.sink.flush()
     return result
 
 
-def backend_reason(kind: str, threads: int) -> str:
-    """Why a backend can be had in the process that is asked; see `das_gpu.backends.select`.
+def select_backend(kind: str, threads: int) -> tuple[str, str]:
+    """Kind of the backend of the process that is asked, and why; see `das_gpu.backends.select`.
 
     Raises
     ------
     UsageError
-        When it cannot.
+        When it cannot be had.
     """
-    return backends.select(kind, threads).reason
+    selected = backends.select(kind, threads)
+    return selected.backend.kind, selected.reason
 
 
 _opening = threading.Lock()

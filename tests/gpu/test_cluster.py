@@ -61,7 +61,7 @@ def main():
     with cluster.start("cuda") as team:
         seen = {}
         for _ in range(50):
-            futures = [team.executor.submit(facts) for _ in range(4)]
+            futures = [team.submit(facts) for _ in range(4)]
             seen |= {one["devices"]: one for one in (each.result(60) for each in futures)}
             if len(seen) == team.capacity:
                 break

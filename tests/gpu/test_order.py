@@ -19,6 +19,7 @@ from das_gpu import Recipe
 from das_gpu.backends.cpu import CpuBackend
 from das_gpu.backends.gpu import GpuBackend
 from das_gpu.process import Processor, design
+from das_gpu.pulse import Pulse, under
 from das_gpu.run import prepare
 from das_gpu.segment import extract_segment
 from das_gpu.sink import open_sink
@@ -77,14 +78,13 @@ def test_a_segment_that_is_given_up_waits_for_the_device(
     """Memory that a stream may still use must not be given back."""
     archive, plan = prepare(store, RECIPE)
 
-    def give_up(_: int) -> None:
-        raise KeyboardInterrupt
+    def give_up(tiles: int) -> None:
+        if tiles:
+            raise KeyboardInterrupt
 
     with double_device.installed(schedule) as gpu:
-        with pytest.raises(KeyboardInterrupt):
-            extract_segment(
-                archive, plan, 0, GpuBackend(), open_sink(tmp_path), loaders=1, on_tiles=give_up
-            )
+        with pytest.raises(KeyboardInterrupt), under(Pulse(beat=give_up)):
+            extract_segment(archive, plan, 0, GpuBackend(), open_sink(tmp_path), loaders=1)
         gc.collect()
         assert gpu is not None
         assert gpu.used_bytes == [0]

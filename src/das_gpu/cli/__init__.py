@@ -20,6 +20,8 @@ from das_gpu.cli.options import environment
 from das_gpu.cli.plan import plan
 from das_gpu.cli.recipe import recipe
 from das_gpu.cli.simulate import simulate
+from das_gpu.cli.status import status
+from das_gpu.cli.verify import verify
 from das_gpu.errors import DasGpuError, UsageError
 
 _HELP = "Turn a raw distributed-acoustic-sensing archive into machine-learning-ready images."
@@ -28,8 +30,8 @@ _EPILOGUE = (
     "Every option but those of simulate can be given as an environment variable too: "
     "--tile-seconds as DAS_GPU_TILE_SECONDS.\n\n"
     "Exit codes: 0 all delivered; 1 unexpected error; 2 usage or recipe; 3 some tiles missing, "
-    "corrupt or in error; 4 source; 5 access denied; 6 destination; 11 destination in use; "
-    "130 interrupted."
+    "corrupt or in error; 4 source; 5 access denied; 6 destination; 10 not finished yet (status, "
+    "verify); 11 destination in use; 12 damaged (verify); 130 interrupted."
 )
 
 
@@ -82,7 +84,7 @@ def _app() -> App:
         default_parameter=Parameter(negative=(), show_default=False),
         suppress_keyboard_interrupt=False,
     )
-    for command in (extract, info, plan, recipe, simulate, doctor):
+    for command in (extract, info, plan, recipe, status, verify, simulate, doctor):
         app.command(command, help_epilogue="")
     return app
 

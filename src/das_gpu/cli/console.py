@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import traceback
@@ -125,6 +126,24 @@ def abandon_output() -> int:
             os.dup2(nothing, stream.fileno())
             os.close(nothing)
     return _BROKEN_PIPE
+
+
+class _Sayer(logging.Handler):
+    """Says what modules warn of."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"note: {record.getMessage()}")
+
+
+@contextmanager
+def warnings_said() -> Iterator[None]:
+    """Say on stderr what das-gpu's modules warn of inside the block."""
+    logger, sayer = logging.getLogger("das_gpu"), _Sayer(logging.WARNING)
+    logger.addHandler(sayer)
+    try:
+        yield
+    finally:
+        logger.removeHandler(sayer)
 
 
 class ProgressBar:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from das_gpu.cli import console
 from das_gpu.cli.options import (
     ACCESS,
     LOADERS,
+    OUTPUT,
     RUNNING,
     AccessOptions,
     OutputOptions,
@@ -17,6 +19,7 @@ from das_gpu.cli.options import (
     resolve_demo,
 )
 from das_gpu.cli.plan import show
+from das_gpu.cli.stop import stoppable
 from das_gpu.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,6 +49,16 @@ def extract(
             "Worker processes here, with cuda one per GPU. [default: this process alone]",
         ),
     ] = None,
+    scheduler: Annotated[
+        str | None,
+        option(
+            RUNNING, "Of a dask cluster whose workers are to do it: tcp://host:8786.", metavar="URL"
+        ),
+    ] = None,
+    scheduler_file: Annotated[
+        Path | None,
+        option(RUNNING, "The same, from the file that the scheduler has written.", metavar="FILE"),
+    ] = None,
     workers: Annotated[
         int | None,
         option(
@@ -68,12 +81,31 @@ def extract(
             RUNNING, "Unit of resume. [default: that of the run in OUT, else 15]", metavar="MINUTES"
         ),
     ] = None,
+    stall_minutes: Annotated[
+        float,
+        option(
+            RUNNING,
+            "A segment without a sign of life for so long is tried again. [default: 10]",
+            metavar="MINUTES",
+        ),
+    ] = 10.0,
+    retry_quarantined: Annotated[
+        bool, option(RUNNING, "Try segments again that were put aside after three failures.")
+    ] = False,
     overwrite: Annotated[
         bool, option(RUNNING, "Delete the run that OUT holds and start over.")
     ] = False,
     dry_run: Annotated[
         bool, option(RUNNING, "Show the plan only, as `das-gpu plan` does.")
     ] = False,
+    log_json: Annotated[
+        Path | None,
+        option(
+            OUTPUT,
+            "The log: a file of JSON lines. [default: OUT/logs/..., when OUT is a folder]",
+            metavar="FILE",
+        ),
+    ] = None,
     output: OutputOptions | None = None,
 ) -> int:
     """Turn an archive into images and a manifest; the same command again does what is missing.
@@ -99,20 +131,25 @@ def extract(
     resolve_demo(source)
     from das_gpu import run
 
-    with console.progress_bar("extracting") as bar:
+    with console.warnings_said(), stoppable(), console.progress_bar("extracting") as bar:
         summary = run.extract(
             source,
             out,
             recipe,
             backend=backend,
             cluster=cluster,
+            scheduler=scheduler,
+            scheduler_file=scheduler_file,
             workers=workers,
             loaders=loaders,
             segment_minutes=segment_minutes,
+            stall_minutes=stall_minutes,
             on_missing=on_missing,
+            retry_quarantined=retry_quarantined,
             overwrite=overwrite,
             access=access,
             out_access=out_access,
+            log_json=log_json,
             on_start=_announce,
             on_progress=lambda progress: _show(bar, progress),
         )
@@ -162,6 +199,16 @@ def summary_lines(summary: Summary, out: str) -> list[str]:
             f"Not delivered: {named}. The same command tries these again; the reasons are in "
             f"{out}/undelivered.jsonl."
         )
+    if summary.quarantined:
+        many = (
+            "1 segment is"
+            if len(summary.quarantined) == 1
+            else f"{len(summary.quarantined)} segments are"
+        )
+        lines.append(
+            f"{many} put aside after three failures; --retry-quarantined tries again, `das-gpu "
+            f"status {out} --failed` says why."
+        )
     if gaps := summary.tiles.get("gap", 0):
         lines.append(
             f"{gaps} tiles lie across a gap in the recording and make no image; they are listed "
@@ -183,6 +230,7 @@ def _facts(summary: Summary, out: str) -> dict[str, Any]:
         "tiles": dict(summary.tiles),
         "notes": list(summary.notes),
         "warnings": list(summary.warnings),
+        "quarantined": list(summary.quarantined),
         "out": out,
         "images": summary.images,
         "tiles_per_s": _tiles_per_s(summary),
