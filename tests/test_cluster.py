@@ -408,6 +408,16 @@ def test_a_cancelled_task_has_ended_when_its_worker_says_so(dask: Dask) -> None:
     assert not dask.restarted
 
 
+def test_what_has_ended_is_not_cancelled_on_its_way_here(dask: Dask) -> None:
+    workers = DaskWorkers(dask)
+    done = workers.submit(int, "7")
+    dask.say(0, "begun")
+    dask.say(0, "ended")
+    workers.cancel(done, WorkerError("It hung."))
+    dask.tasks[next(iter(dask.tasks))][1].set_result(Answer(7))
+    assert done.result(0) == 7
+
+
 def test_a_worker_that_does_not_let_go_is_restarted(
     dask: Dask, monkeypatch: pytest.MonkeyPatch
 ) -> None:

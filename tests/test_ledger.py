@@ -7,11 +7,13 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
 import time
 import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +222,27 @@ def test_a_stray_of_a_run_killed_at_its_very_start_does_not_occupy_the_folder(tm
     assert files(tmp_path) == ["run.json"]
 
 
+@pytest.mark.parametrize("logs", [1, 150])
+def test_the_log_of_a_run_that_came_to_nothing_does_not_occupy_the_folder(
+    tmp_path, logs, monkeypatch
+):
+    everything = LocalSink.list
+    # Which keys a limit leaves is the system's choice: let it be the unlucky one.
+    monkeypatch.setattr(
+        LocalSink, "list", lambda sink, prefix="", limit=None: everything(sink, prefix)[:limit]
+    )
+    for number in range(logs):
+        LocalSink(tmp_path).put(f"logs/{number}.jsonl", b"", durable=False)
+    LocalSink(tmp_path).put("state.json", b"{}")
+
+    (tmp_path / "zebra.txt").write_text("precious")
+    with pytest.raises(DestinationError, match=r"there is zebra\.txt\. Choose"):
+        open_ledger(tmp_path)
+
+    (tmp_path / "zebra.txt").unlink()
+    assert open_ledger(tmp_path).pending() == [0, 1, 2]
+
+
 # Starting over
 
 
@@ -236,8 +259,17 @@ def fill(folder):
     )
     LocalSink(folder).put(notebook, b"image")
     LocalSink(folder).put("report.html", b"<html>")
-    foreign = ["README.txt", "images/labels.csv", "images/2021-11-01/23/cat.png", "segments/x.txt"]
+    LocalSink(folder).put("state.json", b"{}")
+    ledger.quarantine(2, "killed its worker", make_segment(2, ["error"] * BANDS))
+    foreign = [
+        "logs/20260101T000000000Z.jsonl",
+        "README.txt",
+        "images/labels.csv",
+        "images/2021-11-01/23/cat.png",
+        "segments/x.txt",
+    ]
     for name in foreign:
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("precious")
     return foreign
 
@@ -426,6 +458,145 @@ def test_a_manifest_changed_by_hand_makes_nothing_foreign_deleted(tmp_path):
         ledger.finish_segment(0, make_segment(0))
         assert (tmp_path / "run.json").exists()
         assert (tmp_path / "images/mine.png").exists()
+
+
+def test_nothing_is_read_to_finish_a_segment_for_the_first_time(tmp_path, monkeypatch):
+    ledger = open_ledger(tmp_path, n_segments=2)
+    ledger.finish_segment(0, make_segment(0))
+    ledger = open_ledger(tmp_path, n_segments=2)
+    asked = []
+    monkeypatch.setattr(LocalSink, "get", lambda _, key: asked.append(key))
+    monkeypatch.setattr(LocalSink, "list", lambda *_, **__: pytest.fail("listed"))
+
+    ledger.finish_segment(1, make_segment(1))
+    assert asked == []
+    ledger.finish_segment(0, make_segment(0))
+    assert asked == ["segments/00000.jsonl"]
+
+
+def test_segments_that_are_put_back_are_pending_and_keep_their_images(tmp_path):
+    ledger = open_ledger(tmp_path)
+    for segment in range(3):
+        put_images(tmp_path, make_segment(segment))
+        ledger.finish_segment(segment, make_segment(segment))
+    images = files(tmp_path / "images")
+    ledger.quarantine(2, "hung", [])
+
+    ledger.put_back([2, 0, 0])
+
+    assert ledger.pending() == [0, 2]
+    assert ledger.quarantined() == {}
+    assert not (tmp_path / "quarantine").exists()
+    assert open_ledger(tmp_path).pending() == [0, 2]
+    assert files(tmp_path / "images") == images
+    ledger.finish_segment(0, make_segment(0))
+    assert ledger.pending() == [2]
+
+
+# Quarantine
+
+FAILED = make_segment(1, ["error"] * BANDS)
+
+
+def test_a_segment_in_quarantine_is_left_alone_until_it_is_asked_for(tmp_path):
+    ledger = open_ledger(tmp_path)
+    ledger.quarantine(1, "Failed 3 times; the last time: its worker was killed.", FAILED)
+
+    for each in (ledger, open_ledger(tmp_path)):
+        assert each.pending() == [0, 2]
+        assert each.pending(quarantined=True) == [0, 1, 2]
+        assert each.quarantined() == {1: "Failed 3 times; the last time: its worker was killed."}
+    ledger.publish()
+    assert [row["status"] for row in lines(tmp_path / "undelivered.jsonl")] == ["error"] * BANDS
+    marker = json.loads((tmp_path / "quarantine/00001.json").read_text())
+    assert marker["segment"] == 1
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", marker["failed_at"])
+
+
+def test_quarantine_leaves_what_an_earlier_run_has_delivered(tmp_path):
+    ledger = open_ledger(tmp_path)
+    ledger.finish_segment(1, make_segment(1, ["ok", "missing", "ok", "ok"]))
+    earlier = (tmp_path / "segments/00001.jsonl").read_bytes()
+
+    ledger.quarantine(1, "hung", FAILED)
+
+    assert (tmp_path / "segments/00001.jsonl").read_bytes() == earlier
+    assert ledger.pending() == [0, 2]
+
+
+@pytest.mark.parametrize("status", ["ok", "missing"])
+def test_a_segment_that_is_finished_is_out_of_quarantine(tmp_path, status):
+    ledger = open_ledger(tmp_path)
+    ledger.quarantine(1, "hung", FAILED)
+
+    ledger.finish_segment(1, make_segment(1, [status]))
+
+    assert ledger.quarantined() == {}
+    assert ledger.pending() == ([0, 2] if status == "ok" else [0, 1, 2])
+    assert not (tmp_path / "quarantine").exists()
+
+
+def test_a_kill_on_the_way_into_quarantine_leaves_the_segment_to_be_tried_again(tmp_path):
+    seen = set()
+    for changes in range(5):
+        folder = tmp_path / str(changes)
+        open_ledger(folder)
+        sink = KilledSink(folder, 100)
+        ledger = Ledger.open(sink, IDENTITY, HEADER, n_segments=3)
+        sink.changes = changes
+        with suppress(Killed):
+            ledger.quarantine(1, "hung", FAILED)
+        again = open_ledger(folder)
+        marked, present = 1 in again.quarantined(), (folder / "segments/00001.jsonl").exists()
+        assert again.pending() == ([0, 2] if marked else [0, 1, 2])
+        assert present or not marked
+        seen.add((present, marked))
+    assert seen == {(False, False), (True, False), (True, True)}
+
+
+def test_a_kill_on_the_way_out_of_quarantine_leaves_no_marker_for_good(tmp_path):
+    ledger = open_ledger(tmp_path)
+    ledger.quarantine(1, "hung", FAILED)
+    sink = KilledSink(tmp_path, 100)
+    ledger = Ledger.open(sink, IDENTITY, HEADER, n_segments=3)
+    sink.changes = 1
+    with pytest.raises(Killed):
+        ledger.finish_segment(1, make_segment(1))
+    assert (tmp_path / "quarantine/00001.json").exists()
+
+    again = open_ledger(tmp_path)
+
+    assert again.pending() == [0, 2]
+    assert again.quarantined() == {}
+    assert files(tmp_path) == ["run.json", "segments/00001.jsonl"]
+
+
+def test_a_segment_whose_file_is_gone_is_not_kept_in_quarantine(tmp_path):
+    """Or its tiles would be in neither manifest."""
+    open_ledger(tmp_path).quarantine(1, "hung", FAILED)
+    (tmp_path / "segments/00001.jsonl").unlink()
+
+    ledger = open_ledger(tmp_path)
+
+    assert ledger.pending() == [0, 1, 2]
+    assert ledger.quarantined() == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff"])
+def test_a_marker_that_cannot_be_read_keeps_its_segment_in_quarantine(tmp_path, content):
+    ledger = open_ledger(tmp_path)
+    ledger.quarantine(1, "hung", FAILED)
+    (tmp_path / "quarantine/00001.json").write_bytes(content)
+
+    assert open_ledger(tmp_path).pending() == [0, 2]
+    assert "not known" in ledger.quarantined()[1]
+
+
+def test_a_marker_tells_no_secret(tmp_path):
+    ledger = open_ledger(tmp_path)
+    ledger.quarantine(1, "GET https://x.blob.core.windows.net/c?sig=c2VjcmV0 failed", FAILED)
+    assert "c2VjcmV0" not in (tmp_path / "quarantine/00001.json").read_text()
+    assert "sig=(secret)" in ledger.quarantined()[1]
 
 
 RUNNER = """

@@ -32,6 +32,7 @@ _ATTEMPTS = 10
 _PAUSE_S = 0.02
 """A moment: what `folder_holder` takes of a lock, it gives back at once."""
 _HOLDER_BYTES = 4096
+_BEGINNING = b'{"run": "'
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 
@@ -139,9 +140,10 @@ def in_use(place: str, holder: Holder) -> DestinationInUseError:
 def refuse_foreign(place: str, content: bytes) -> None:
     """Raise DestinationError when a lock's content is a file that somebody else needs.
 
-    A power cut may leave nothing or zeros in it.
+    A power cut may leave nothing, zeros or the beginning of a holder in it.
     """
-    if content.strip(b"\0") and Holder.from_json(content) is None:
+    text = content.rstrip(b"\0")
+    if text[: len(_BEGINNING)] != _BEGINNING[: len(text)]:
         raise DestinationError(
             f"There is a file {LOCK_KEY} in {place} that das-gpu has not written, where it marks "
             f"that a run is at work. Move that file, or choose another output."
@@ -236,9 +238,11 @@ def _locked(path: Path, made: list[Path]) -> int:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except FileNotFoundError:  # another run has just taken away the folder that it had made
+        except (FileExistsError, FileNotFoundError):
+            # Another run has just taken away the folder that it had made.
             if attempt + 1 == _ATTEMPTS:
                 raise
+            time.sleep(_PAUSE_S)
             continue
         try:
             free = _try_lock(descriptor)

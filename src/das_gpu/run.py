@@ -291,7 +291,8 @@ def _kept(ledger: Ledger, hold: Hold) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        _log.error("run stopped: %s", error, extra=facts(error=type(error).__name__))
+        # Whoever asked for the run tells the user.
+        _log.info("run stopped: %s", error, extra=facts(error=type(error).__name__))
         if not hold.lost.is_set():
             with suppress(DasGpuError):
                 ledger.publish()

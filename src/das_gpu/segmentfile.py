@@ -74,11 +74,10 @@ def count_statuses(data: bytes | None) -> Counter[str] | None:
     """
     if not data or not data.endswith(b"\n"):
         return None
-    # Inside of a text, a quote would be escaped.
+    # Inside of a text, a quote and a line's end would be escaped.
     counts = Counter(_STATUS.findall(data))
-    known = all(status in _STATUSES for status in counts)
-    lines = data.count(b"\n")
-    if not known or counts.total() != lines or data.count(b"\n{") != lines - 1:
+    lines = {data.count(b"\n"), data.count(b"}\n"), data.count(b"\n{") + 1, counts.total()}
+    if len(lines) > 1 or not data.startswith(b"{") or not counts.keys() <= _STATUSES.keys():
         return None
     return Counter({_STATUSES[status]: n for status, n in counts.items()})
 

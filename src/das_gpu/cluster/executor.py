@@ -35,11 +35,16 @@ RESTART_S = 60.0
 
 @dataclass
 class _Task:
-    """A piece of work at dask's; ``error`` is what it raises, once it is cancelled."""
+    """A piece of work at dask's.
+
+    ``error`` is what it raises, once it is cancelled; ``ended`` says that its worker is done with
+    it, and that what it came to is on its way.
+    """
 
     future: Future[Any]
     inner: Future[Answer]
     worker: str | None = None
+    ended: bool = False
     error: DasGpuError | None = None
     deadline: float = 0.0
 
@@ -91,8 +96,8 @@ class DaskWorkers(Workers):
         """Hand over what a task came to, as soon as dask has it; it may be called at once."""
         with self._lock:
             task = self._tasks[key]
-            if task.error is not None:
-                # Cancelled. It goes on until its worker says that it has ended.
+            if task.error is not None and inner.cancelled():
+                # It goes on until its worker says that it has ended.
                 return
         try:
             answer = inner.result()
@@ -124,6 +129,8 @@ class DaskWorkers(Workers):
                 return
             if what == "begun":
                 task.worker = said["worker"]
+            if what in ("begun", "ended"):
+                task.ended = what == "ended"
         if what == "ended":
             if task.error is not None:
                 self._end(key, Answer(error=task.error))
@@ -135,7 +142,7 @@ class DaskWorkers(Workers):
         with self._lock:
             key = self._keys.get(future, "")
             task = self._tasks.get(key)
-            if task is None or task.error is not None:
+            if task is None or task.error is not None or task.ended:
                 return
             task.error, task.deadline = error, time.monotonic() + GRACE_S
         # The worker sees that it is no longer wanted, and says when it has ended.
