@@ -146,12 +146,16 @@ def test_an_image_on_a_bad_sector_is_torn_and_the_others_are_read(out, monkeypat
     assert verify(out).faults == (Fault(1, key_of(1), "torn"),)
 
 
-def test_a_folder_that_cannot_be_read_is_not_called_damaged(out, monkeypatch):
+def test_images_that_may_not_be_read_are_not_called_damaged(out, monkeypatch):
+    read = Path.read_bytes
+
     def fail(path):
-        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        if path.suffix == ".png":
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        return read(path)
 
     monkeypatch.setattr(Path, "read_bytes", fail)
-    with pytest.raises(DestinationError):
+    with pytest.raises(DestinationError, match="Reading"):
         verify(out)
 
 

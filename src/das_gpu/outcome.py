@@ -14,6 +14,11 @@ from das_gpu.model import Status
 from das_gpu.runfile import Store
 from das_gpu.segmentfile import LOST, Row, any_lost, marker_reason, parse_segment
 
+UNFINISHED_CODE = 10
+"""Exit code of a run with segments to do."""
+LOSSES_CODE = 3
+"""Exit code of a finished run with tiles missing, corrupt or in error."""
+
 _NUMBER = re.compile(r"\d+")
 _AHEAD = 2
 

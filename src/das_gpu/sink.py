@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import IO, BinaryIO, Protocol
 
 from das_gpu.errors import DestinationError, UsageError
+from das_gpu.keys import IMAGES, QUARANTINE, SEGMENTS, TEMPORARY
 from das_gpu.locations import Location
 from das_gpu.lock import LOCK_KEY, Hold, Holder, folder_holder, hold_folder
 from das_gpu.runfile import check_key
 from das_gpu.store import Access
 
-_TEMPORARY = ".~das-gpu-"
 _CREATE_ATTEMPTS = 8
 # What a file system answers that cannot force a folder; it orders renames by itself.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
@@ -205,11 +205,11 @@ class LocalSink:
         """Remove temporary files of killed runs, in the folders a run writes to.
 
         Writers of the same folder, in this process or another, would lose what they are
-        writing: call it once, before the work starts.
+        writing: call it before the work starts, or after it has ended.
         """
-        top = self._root.glob(f"{_TEMPORARY}*")
-        for path in itertools.chain(top, self._walk("images/"), self._walk("segments/")):
-            if path.name.startswith(_TEMPORARY):
+        top = self._root.glob(f"{TEMPORARY}*")
+        for path in itertools.chain(top, *map(self._walk, (IMAGES, SEGMENTS, QUARANTINE))):
+            if path.name.startswith(TEMPORARY):
                 try:
                     path.unlink(missing_ok=True)
                 except OSError as error:
@@ -240,7 +240,7 @@ class LocalSink:
             raise _explained(f"Reading {self._lock}", error) from error
 
     def _is_aid(self, path: Path) -> bool:
-        return path.name.startswith(_TEMPORARY) or path == self._lock
+        return path.name.startswith(TEMPORARY) or path == self._lock
 
     def _check_folder(self) -> None:
         # Without the folder that it holds, a run would go on in a new one, where nothing is of
@@ -253,7 +253,7 @@ class LocalSink:
         path = self._path(key)
         # The process number is taken here: a forked child shares the token and the count.
         unique = f"{os.getpid()}-{self._token}-{next(self._numbers)}"
-        temporary = path.with_name(_TEMPORARY + unique)
+        temporary = path.with_name(TEMPORARY + unique)
         try:
             self._check_folder()
             with self._create(temporary) as file:

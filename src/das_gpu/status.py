@@ -9,17 +9,19 @@ from pathlib import Path
 
 from das_gpu.keys import segment_key
 from das_gpu.lock import Holder
-from das_gpu.outcome import each, markers_in, quarantined, segments_in
+from das_gpu.outcome import (
+    LOSSES_CODE,
+    UNFINISHED_CODE,
+    each,
+    markers_in,
+    quarantined,
+    segments_in,
+)
 from das_gpu.runfile import number_in, require_run
 from das_gpu.segmentfile import LOST, count_statuses, parse_segment
 from das_gpu.sink import Sink, open_sink
 from das_gpu.state import State, read_state
 from das_gpu.store import Access
-
-UNFINISHED_CODE = 10
-"""Exit code of a run with segments to do."""
-LOSSES_CODE = 3
-"""Exit code of a finished run with tiles missing, corrupt or in error."""
 
 
 @dataclass(frozen=True, slots=True)

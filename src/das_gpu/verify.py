@@ -15,7 +15,14 @@ from das_gpu.errors import DestinationError
 from das_gpu.keys import METADATA_KEY, TEMPORARY, UNDELIVERED_KEY, kind_of, segment_key
 from das_gpu.ledger import Ledger
 from das_gpu.lock import Holder
-from das_gpu.outcome import Tally, delete, each, segment_files
+from das_gpu.outcome import (
+    LOSSES_CODE,
+    UNFINISHED_CODE,
+    Tally,
+    delete,
+    each,
+    segment_files,
+)
 from das_gpu.runfile import number_in, require_run
 from das_gpu.segmentfile import LOST, Row, file_of, manifest_lines, parse_segment, place_of
 from das_gpu.sink import LocalSink, Sink, open_sink
@@ -24,10 +31,6 @@ from das_gpu.store import Access
 
 DAMAGED_CODE = 12
 """Exit code when files are not what the records say."""
-UNFINISHED_CODE = 10
-"""Exit code of a run with segments to do."""
-LOSSES_CODE = 3
-"""Exit code of a finished run with tiles missing, corrupt or in error."""
 
 # What a system says of one file on a bad disk, or of a folder in a file's place.
 _UNREADABLE = (errno.EIO, errno.EISDIR)
