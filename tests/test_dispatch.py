@@ -31,6 +31,7 @@ from das_gpu.errors import (
     InterruptedRunError,
     SourceError,
     WorkerError,
+    WorkersDiedError,
 )
 from das_gpu.ledger import Ledger
 from das_gpu.plan import Plan
@@ -208,6 +209,14 @@ def test_three_failures_put_a_segment_aside_and_the_run_goes_on(
     assert str(error) in reason
     assert ledger.pending() == []
     assert ledger.pending(quarantined=True) == [1]
+
+
+def test_workers_dying_of_a_segment_count_double(bench: Bench) -> None:
+    """By then dask has tried it several times; once more, when the others are done, is enough."""
+    bench.trouble[1] = failing(9, WorkersDiedError("One after the other."))
+    ledger = bench.run()
+    assert bench.attempts[1] == 2
+    assert list(ledger.quarantined()) == [1]
 
 
 def test_a_segment_put_aside_is_tried_again_when_asked_for(bench: Bench) -> None:

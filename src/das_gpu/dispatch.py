@@ -30,6 +30,7 @@ from das_gpu.errors import (
     InterruptedRunError,
     SourceError,
     WorkerError,
+    WorkersDiedError,
 )
 from das_gpu.journal import facts
 from das_gpu.ledger import Ledger
@@ -48,6 +49,9 @@ STATE_S = 5.0
 """Between two reports for `das-gpu status`."""
 ATTEMPTS = 3
 """Times a segment is begun that fails for reasons of its own, or of its GPU."""
+DEATHS = 2
+"""What it counts for that one worker after the other has died of a segment: dask itself has begun
+it anew with three others before it says so."""
 HOPELESS = 10
 """Failures after which a run ends in which no segment has ever come through."""
 
@@ -274,7 +278,7 @@ class Dispatch:
 
     def _failed(self, number: int, error: DasGpuError) -> None:
         """Have a segment tried again when the others are done; or put it aside."""
-        self._count.failures[number] += 1
+        self._count.failures[number] += DEATHS if isinstance(error, WorkersDiedError) else 1
         failures = self._count.failures[number]
         told = facts(segment=number, failures=failures, trace=_notes(error))
         if failures < ATTEMPTS:
@@ -287,7 +291,7 @@ class Dispatch:
         else:
             if not (self._any_through() or self._pending or self._handed):
                 raise error
-            reason = f"Failed {failures} times; the last time: {error}"
+            reason = f"Failed time and again; the last time: {error}"
             _log.error("Segment %d is put aside. %s", number, reason, extra=told)
             self._ledger.quarantine(number, reason, failed_records(self._plan, number, reason))
             self._leave(number)

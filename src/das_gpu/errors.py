@@ -14,7 +14,8 @@
     │       └── ChunkUnreadableError the store answers, but never with the whole object
     ├── AccessDeniedError        5   the store refuses these credentials
     ├── DeviceError              1   the GPU failed, or ran out of memory
-    ├── WorkerError              1   a segment's worker died or hung, or failed unforeseen
+    ├── WorkerError              1   a segment's worker hung, or failed unforeseen
+    │   └── WorkersDiedError     1   one worker after the other died of it
     ├── ClusterError             1   no workers can be had, or the scheduler is gone
     ├── DestinationError         6   the destination cannot be written or is not ours
     │   └── DestinationInUseError 11 another run is writing there
@@ -87,6 +88,10 @@ class DeviceError(DasGpuError):
 
 class WorkerError(DasGpuError):
     """What worked on a segment died, hung, or failed in a way that nobody foresaw."""
+
+
+class WorkersDiedError(WorkerError):
+    """One worker process after the other died while it worked on a segment."""
 
 
 class ClusterError(DasGpuError):

@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 from uuid import uuid4
 
 from das_gpu.cluster.worker import Answer, perform, stacks
-from das_gpu.errors import ClusterError, DasGpuError, InterruptedRunError, WorkerError
+from das_gpu.errors import ClusterError, DasGpuError, InterruptedRunError, WorkersDiedError
 from das_gpu.workers import BEGUN, GRACE_S, Here, Workers
 
 _log = logging.getLogger(__name__)
@@ -242,9 +242,10 @@ _AGAIN = "What was finished is kept, and the same command continues."
 def _translated(error: Exception) -> DasGpuError:
     """What dask raises, told as ours."""
     if type(error).__name__ == "KilledWorker":
-        told: DasGpuError = WorkerError(
-            f"Worker processes died while they worked on it: {error} Most often that is for want "
-            "of memory (fewer --workers need less)."
+        told: DasGpuError = WorkersDiedError(
+            "One worker process after the other died while it worked on this. Most often that is "
+            "for want of memory (fewer --workers need less), or by the hand of a batch system. "
+            f"Dask says: {error}"
         )
     else:
         told = ClusterError(f"The dask cluster could not do its work: {error} {_AGAIN}")
