@@ -70,7 +70,7 @@ def make_record(segment, row, band, status=Status.OK, **changes):
         "db_high": 188.5 if status.delivered else None,
         "dead_channels": 0,
         "quality": 3,
-        "sha256": "0" * 64 if status.delivered else None,
+        "sha256": hashlib.sha256(b"image").hexdigest() if status.delivered else None,
         "split_key": render.split_key(start_ns),
         "reason": None if status is Status.OK else f"because it is {status.value}",
     }
@@ -515,6 +515,7 @@ def test_a_segment_in_quarantine_is_left_alone_until_it_is_asked_for(tmp_path):
 
 def test_quarantine_leaves_what_an_earlier_run_has_delivered(tmp_path):
     ledger = open_ledger(tmp_path)
+    put_images(tmp_path, make_segment(1, ["ok", "missing", "ok", "ok"]))
     ledger.finish_segment(1, make_segment(1, ["ok", "missing", "ok", "ok"]))
     earlier = (tmp_path / "segments/00001.jsonl").read_bytes()
 
@@ -522,6 +523,27 @@ def test_quarantine_leaves_what_an_earlier_run_has_delivered(tmp_path):
 
     assert (tmp_path / "segments/00001.jsonl").read_bytes() == earlier
     assert ledger.pending() == [0, 2]
+
+
+@pytest.mark.parametrize("give_up", ["give_up", "quarantine"])
+def test_images_that_a_failed_attempt_has_replaced_are_not_vouched_for(tmp_path, give_up):
+    """It may have made an image anew, with other bytes, before it came to nothing."""
+    earlier = make_segment(1, ["ok", "missing", "ok", "gap"])
+    ledger = open_ledger(tmp_path)
+    put_images(tmp_path, earlier)
+    ledger.finish_segment(1, earlier)
+    (tmp_path / earlier[0].file_name).write_bytes(b"another")
+    (tmp_path / earlier[2].file_name).write_bytes(b"image")
+
+    if give_up == "quarantine":
+        ledger.quarantine(1, "hung", FAILED)
+    else:
+        ledger.give_up(1, FAILED)
+
+    left = lines(tmp_path / "segments/00001.jsonl")
+    assert [row["status"] for row in left] == ["error", "missing", "ok", "gap"]
+    assert not (tmp_path / earlier[0].file_name).exists()
+    assert (tmp_path / earlier[2].file_name).exists()
 
 
 @pytest.mark.parametrize("status", ["ok", "missing"])

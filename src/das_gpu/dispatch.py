@@ -272,8 +272,7 @@ class Dispatch:
     def _lost(self, number: int, error: DasGpuError) -> None:
         """Put a segment's tiles in error. What an earlier run delivered of it stays."""
         _log.warning("Segment %d is lost. %s", number, error, extra=facts(segment=number))
-        if not self._ledger.done(number):
-            self._ledger.finish_segment(number, failed_records(self._plan, number, str(error)))
+        self._ledger.give_up(number, failed_records(self._plan, number, str(error)))
         self._leave(number)
 
     def _failed(self, number: int, error: DasGpuError) -> None:

@@ -12,6 +12,7 @@ is asked for, it is not tried again.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ from das_gpu.outcome import (
     Tally,
     Totals,
     delete,
+    each,
     finished,
     markers_in,
     quarantined,
@@ -53,6 +55,8 @@ from das_gpu.segmentfile import (
     manifest_lines,
     marker_data,
     parse_segment,
+    place_of,
+    record_of,
     segment_data,
 )
 from das_gpu.state import STATE_KEY
@@ -218,6 +222,40 @@ class Ledger:
         if segment_id in self._marked:
             self._take_marks([segment_id])
 
+    def give_up(self, segment_id: int, records: Sequence[TileRecord]) -> None:
+        """Declare a segment done that could not be made.
+
+        What an earlier run has delivered of it stays, as far as its images are still those: an
+        attempt that came to nothing may have replaced some.
+
+        Parameters
+        ----------
+        segment_id : int
+        records : sequence of TileRecord
+            All tiles of the segment, in error.
+
+        Raises
+        ------
+        ValueError, DestinationError
+            As by `finish_segment`.
+        """
+        rows = self._rows(segment_id) or []
+        images = each(self._sink, self._image, rows)
+        kept = {
+            place_of(row): row
+            for row, data in zip(rows, images, strict=True)
+            if data is None or hashlib.sha256(data).hexdigest() == row["sha256"]
+        }
+        if len(kept) < len(records):
+            found = (kept.get((record.sample_start, record.channel_start)) for record in records)
+            pairs = zip(found, records, strict=True)
+            self.finish_segment(segment_id, [record_of(row) if row else r for row, r in pairs])
+
+    def _image(self, row: Row) -> bytes | None:
+        """What is in the file that a row vouches for; None when it vouches for none."""
+        key = file_of(row)
+        return None if key is None else self._sink.get(key) or b""
+
     def quarantine(self, segment_id: int, reason: str, records: Sequence[TileRecord]) -> None:
         """Put a segment aside that fails for reasons of its own; see `pending`.
 
@@ -237,8 +275,7 @@ class Ledger:
         ValueError, DestinationError
             As by `finish_segment`.
         """
-        if not self.done(segment_id):
-            self.finish_segment(segment_id, records)
+        self.give_up(segment_id, records)
         self._sink.put(marker_key(segment_id), marker_data(segment_id, reason))
         self._marked.add(segment_id)
 

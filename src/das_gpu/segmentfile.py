@@ -93,6 +93,11 @@ def place_of(row: Row) -> tuple[int, int]:
     return row["sample_start"], row["channel_start"]
 
 
+def record_of(row: Row) -> TileRecord:
+    """The record that a row was written from."""
+    return TileRecord(**{"file_name": None, **row})
+
+
 def any_lost(rows: Sequence[Row]) -> bool:
     """Whether a rerun would try one of these tiles again."""
     return any(row["status"] in LOST for row in rows)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from das_gpu.cluster.executor import DaskWorkers
-from das_gpu.cluster.local import close, untyped
+from das_gpu.cluster.local import close, silence, untyped
 from das_gpu.errors import ClusterError, UsageError
 
 ANSWER_S = 30.0
@@ -42,22 +41,10 @@ def attach(address: str | None, file: Path | None) -> Iterator[DaskWorkers]:
         )
     where = f"--scheduler-file {file}" if file is not None else f"--scheduler {address}"
     with ExitStack() as stack:
-        stack.enter_context(_silence())
+        stack.enter_context(silence())
         client = _client(address, file, where)
         stack.callback(close, client)
         yield DaskWorkers(client)
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep dask's own view of a lost connection off the terminal; ours says what to do."""
-    logger = logging.getLogger("distributed")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _client(address: str | None, file: Path | None, where: str) -> Any:

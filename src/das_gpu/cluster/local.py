@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 Kind = Literal["local", "cuda"]
 
+STARTS = 2
+"""Times that the workers are started, when one dies meanwhile."""
 START_S = 120.0
 """Longest wait for the workers to be there."""
 CLOSE_S = 30.0
@@ -34,8 +36,11 @@ POOL_LIMIT = 0.9
 _CONFIG = {
     # Forking after the readers' threads have run hangs the child.
     "distributed.worker.multiprocessing-method": "spawn",
-    # How many deaths of its worker a task survives; with 0, whoever was in the queue suffers too.
-    "distributed.scheduler.allowed-failures": 3,
+    # Deaths of its worker that a task survives, before the run is told; with 0, whoever was in
+    # the queue suffers too.
+    "distributed.scheduler.allowed-failures": 2,
+    # Dask would close a nanny for good whose worker is not back in time.
+    "distributed.deploy.lost-worker-timeout": "365 days",
     "distributed.scheduler.no-workers-timeout": "300s",
     # The pages of scheduler and workers would be shown to anybody on this machine.
     "distributed.scheduler.http.routes": [],
@@ -65,21 +70,35 @@ def start(kind: Kind, workers: int | None = None) -> Iterator[DaskWorkers]:
     if kind == "cuda":
         refuse_missing()
     import dask
+
+    preloads = list(dask.config.get(_PRELOAD, []) or [])
+    with ExitStack() as stack:
+        stack.enter_context(dask.config.set(_CONFIG))
+        stack.enter_context(silence())
+        options = _options([*preloads, worker.__name__])
+        for attempt in range(1, STARTS + 1):
+            try:
+                client = _begin(kind, workers, options, stack)
+                break
+            except ClusterError as error:
+                if attempt == STARTS:
+                    raise
+                _log.warning("%s Trying again.", error)
+        yield DaskWorkers(client)
+
+
+def _begin(kind: Kind, workers: int | None, options: dict[str, Any], stack: ExitStack) -> Any:
+    """Start a cluster and connect to it; nothing is left of one that does not come up."""
     import distributed
 
-    with ExitStack() as stack:
-        preloads = list(dask.config.get(_PRELOAD, []) or [])
-        stack.enter_context(dask.config.set(_CONFIG))
-        with _starting(kind):
-            options = _options([*preloads, worker.__name__])
-            cluster = _cuda(workers, options) if kind == "cuda" else _local(workers or 1, options)
-            stack.callback(close, cluster)
-            client = untyped(distributed.Client)(cluster, timeout=START_S, set_as_default=False)
-            stack.callback(close, client)
-            capacity = len(cluster.workers)
-            client.wait_for_workers(capacity, timeout=START_S)
-            team = DaskWorkers(client)
-        yield team
+    with ExitStack() as parts, _starting(kind):
+        cluster = _cuda(workers, options) if kind == "cuda" else _local(workers or 1, options)
+        parts.callback(close, cluster)
+        client = untyped(distributed.Client)(cluster, timeout=START_S, set_as_default=False)
+        parts.callback(close, client)
+        client.wait_for_workers(len(cluster.workers), timeout=START_S)
+        stack.push(parts.pop_all())
+        return client
 
 
 def _options(preload: list[str]) -> dict[str, Any]:
@@ -96,7 +115,7 @@ def _options(preload: list[str]) -> dict[str, Any]:
         "scheduler_kwargs": {"dashboard": False},
         "death_timeout": START_S,
         "preload": preload,
-        "silence_logs": logging.ERROR,
+        "silence_logs": logging.CRITICAL,
     }
 
 
@@ -134,10 +153,24 @@ def _starting(kind: Kind) -> Iterator[None]:
                 "--cluster local computes on processors."
             ) from error
         raise ClusterError(
-            f"The workers of --cluster {kind} did not come up: {said}. A program that calls "
-            'das-gpu must do so under `if __name__ == "__main__":`; without --cluster no worker '
-            "process is needed."
+            f"The workers of --cluster {kind} did not come up: {said}. If they were killed, it was "
+            "most likely for want of memory: try fewer --workers. A Python program must call "
+            'das-gpu under `if __name__ == "__main__":`.'
         ) from error
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Keep dask's own view of what goes wrong off the terminal; ours says what to do."""
+    loggers = [logging.getLogger(name) for name in ("distributed", "tornado.application")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def untyped(function: Any) -> Any:
