@@ -18,7 +18,7 @@ TESTABLE := $(VENV)/.testable
 AZURITE := node_modules/.installed
 CHECKED := src tests bench docs
 
-.PHONY: help demo test test-fast test-gpu lint format bench bench-reading roofline mutants constraints clean
+.PHONY: help demo test test-fast test-gpu lint format bench bench-reading bench-scale roofline mutants constraints clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make format       let ruff put the code in order"
 	@echo "make bench        das-gpu against the pipeline it replaces, on this machine"
 	@echo "make bench-reading  ways to read an archive over a network, side by side"
+	@echo "make bench-scale  what a run costs besides its work, and how it grows with its workers"
 	@echo "make roofline     what a row of tiles asks of a GPU, counted; the times modelled"
 	@echo "make mutants      break the kernels and the GPU backend in a hundred places, one at a time"
 	@echo "make constraints  resolve every package anew and write constraints.txt"
@@ -65,6 +66,9 @@ bench: $(INSTALLED)
 
 bench-reading: $(INSTALLED)
 	@$(BIN)/python bench/reading.py $(ARGS)
+
+bench-scale: $(INSTALLED)
+	@$(BIN)/python bench/scale.py --json bench/results/scale.json $(ARGS)
 
 roofline: $(TESTABLE)
 	@$(BIN)/python bench/roofline.py --json bench/results/roofline.json $(ARGS)

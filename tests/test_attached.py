@@ -241,7 +241,6 @@ def impatient() -> object:
         (["--scheduler", "nonsense://x"], 2, "does not name a dask scheduler"),
         (["--scheduler-file", "absent.json"], 2, "there is no such file"),
         (["--scheduler", "tcp://127.0.0.1:9", "--cluster", "local"], 2, "exclude each other"),
-        (["--scheduler", "tcp://127.0.0.1:9", "--workers", "2"], 2, "there already"),
     ],
 )
 def test_a_scheduler_that_cannot_be_had_is_an_error_that_says_so(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from threading import Event, current_thread, main_thread
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from das_gpu import Recipe, cluster, extract, run, task
 from das_gpu.backends import Selected
 from das_gpu.backends.cpu import CpuBackend
 from das_gpu.cli import main
-from das_gpu.cluster import DaskWorkers, executor, packages
+from das_gpu.cluster import DaskWorkers, executor, local, packages
 from das_gpu.cluster.worker import Answer
 from das_gpu.credentials import Credential
 from das_gpu.crew import Crew
@@ -471,6 +472,21 @@ def test_stopping_cancels_everything_and_waits_for_what_is_running(dask: Dask) -
         assert stopped.wait(5)
     with pytest.raises(InterruptedRunError):
         running.result(0)
+
+
+def test_a_worker_process_that_nothing_else_ends_is_killed() -> None:
+    """Workers ignore SIGTERM, with which Python would end them before it waits for them."""
+    left = get_context("spawn").Process(target=time.sleep, args=(60,), daemon=True)
+    left.name = "Dask Worker process (from Nanny)"
+    other = get_context("spawn").Process(target=time.sleep, args=(60,), daemon=True)
+    for process in (left, other):
+        process.start()
+    local._kill_left()
+    left.join(10)
+    assert left.exitcode == -signal.SIGKILL
+    assert other.is_alive()
+    other.kill()
+    other.join()
 
 
 # --- what is missing ----------------------------------------------------------------------

@@ -38,7 +38,8 @@ class Hiring:
     scheduler_file : Path or None
         File that holds it.
     workers : int or None
-        Processes started, or compute threads; None for one per processor, or GPU.
+        Processes started, or compute threads; None for one per processor, or GPU. Of workers
+        that are there already, the threads of each: None for one, or what feeds its GPU.
     stall_s : float
         Longest wait for the first worker of a cluster that is there already.
     """
@@ -98,11 +99,6 @@ def hire(hiring: Hiring) -> Iterator[Crew]:
     if sum(way is not None for way in ways) > 1:
         raise UsageError("--cluster, --scheduler and --scheduler-file exclude each other.")
     if hiring.attached:
-        if hiring.workers is not None:
-            raise UsageError(
-                "--workers says how many processes to start here, but with --scheduler they are "
-                "there already. Leave it out."
-            )
         with cluster.attach(hiring.scheduler, hiring.scheduler_file) as team:
             yield _attached(team, hiring)
         return
@@ -145,8 +141,13 @@ def _attached(team: Workers, hiring: Hiring) -> Crew:
             f"No worker took up any work within {hiring.stall_s:g} s: {trouble}. Start workers "
             "that belong to this scheduler, and run the same command again."
         ) from error
-    backend = GpuBackend() if kind == "gpu" else CpuBackend(1)
-    return Crew(team, 1, _by(team, Selected(backend, reason)), remote=True)
+    threads = hiring.workers
+    if threads is None:
+        # Its threads decode what a GPU computes; other workers share their machine with more.
+        gpu = kind == "gpu"
+        threads = team.submit(host.processors).result(hiring.stall_s) if gpu else 1
+    backend = GpuBackend() if kind == "gpu" else CpuBackend(threads)
+    return Crew(team, threads, _by(team, Selected(backend, reason)), remote=True)
 
 
 def _by(team: Workers, selected: Selected) -> Selected:

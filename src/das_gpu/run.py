@@ -156,7 +156,7 @@ def extract(
         The same, with the file in which the scheduler has written its address.
     workers : int, optional
         Compute threads, or processes of the cluster; by default the processors this process
-        may use, with ``cuda`` the GPUs.
+        may use, with ``cuda`` the GPUs. Of workers that are there already, the threads of each.
     loaders : int, optional
         Chunk requests in flight, in each process; by default `default_loaders`.
     segment_minutes : float, optional

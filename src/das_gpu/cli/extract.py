@@ -63,7 +63,8 @@ def extract(
         int | None,
         option(
             RUNNING,
-            "Compute threads, or processes of --cluster. [default: one per processor, or GPU]",
+            "Compute threads, processes of --cluster, or threads of each worker of --scheduler. "
+            "[default: one per processor, or GPU; 1]",
             metavar="N",
         ),
     ] = None,

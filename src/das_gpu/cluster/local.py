@@ -8,6 +8,7 @@ they inherit the environment, and with it what credentials name.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
@@ -25,7 +26,7 @@ STARTS = 2
 """Times that the workers are started, when one dies meanwhile."""
 START_S = 120.0
 """Longest wait for the workers to be there."""
-CLOSE_S = 30.0
+CLOSE_S = 15.0
 """Longest wait for them to go; then they are killed."""
 POOL_SHARE = 0.1
 """Of a GPU's memory, what RMM takes at the start. It takes more when that is wanted, and not
@@ -46,6 +47,8 @@ _CONFIG = {
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
 }
+_WORKER_NAME = "Dask Worker process"
+"""How the names begin that dask's nannies give to their workers' processes."""
 _PRELOAD = "distributed.worker.preload"
 
 
@@ -92,6 +95,7 @@ def _begin(kind: Kind, workers: int | None, options: dict[str, Any], stack: Exit
     import distributed
 
     with ExitStack() as parts, _starting(kind):
+        parts.callback(_kill_left)
         cluster = _cuda(workers, options) if kind == "cuda" else _local(workers or 1, options)
         parts.callback(close, cluster)
         client = untyped(distributed.Client)(cluster, timeout=START_S, set_as_default=False)
@@ -157,6 +161,16 @@ def _starting(kind: Kind) -> Iterator[None]:
             "most likely for want of memory: try fewer --workers. A Python program must call "
             'das-gpu under `if __name__ == "__main__":`.'
         ) from error
+
+
+def _kill_left() -> None:
+    """Kill worker processes that a closed cluster has left, busy with starting or stuck.
+
+    They ignore SIGTERM, by which Python would end them, and it would then wait for them for ever.
+    """
+    for process in multiprocessing.active_children():
+        if process.name.startswith(_WORKER_NAME):
+            process.kill()
 
 
 @contextmanager
