@@ -8,7 +8,7 @@ metres, levels in dB re 1e-6 count.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -250,7 +250,8 @@ class TileRecord:
 
     def as_json(self) -> dict[str, object]:
         """Fields as they stand in the manifest: ``array_file`` only for arrays."""
-        fields = asdict(self)
+        # `asdict` copies every value, at ten times the cost.
+        fields: dict[str, object] = {name: getattr(self, name) for name in self.__slots__}
         if self.array_file is None:
             del fields["array_file"]
         else:
