@@ -474,6 +474,27 @@ def test_stopping_cancels_everything_and_waits_for_what_is_running(dask: Dask) -
         running.result(0)
 
 
+@pytest.mark.parametrize(("failures", "comes_up"), [(1, True), (2, False)])
+def test_workers_that_are_killed_while_they_start_are_started_again(
+    monkeypatch: pytest.MonkeyPatch, dask: Dask, failures: int, comes_up: bool
+) -> None:
+    left = [failures]
+
+    def begin(*_: object) -> Dask:
+        if left[0]:
+            left[0] -= 1
+            raise ClusterError("The workers of --cluster local did not come up.")
+        return dask
+
+    monkeypatch.setattr(local, "_begin", begin)
+    if comes_up:
+        with cluster.start("local", 1) as team:
+            assert team.capacity == 1
+    else:
+        with pytest.raises(ClusterError, match="did not come up"), cluster.start("local", 1):
+            pass
+
+
 def test_a_worker_process_that_nothing_else_ends_is_killed() -> None:
     """Workers ignore SIGTERM, with which Python would end them before it waits for them."""
     left = get_context("spawn").Process(target=time.sleep, args=(60,), daemon=True)
