@@ -41,7 +41,7 @@ demo: $(INSTALLED)
 	@echo "The images are in demo/images, one line about each in demo/metadata.jsonl."
 
 test: $(TESTABLE) $(AZURITE)
-	@$(BIN)/python -m pytest -q -n 2 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -q -n 3 --dist worksteal $(ARGS)
 
 # On a node with a GPU: what elsewhere is executed by a stand-in for CuPy, by the real one.
 test-gpu: $(TESTABLE)

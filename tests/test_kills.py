@@ -378,7 +378,7 @@ def test_workers_that_are_killed_cost_no_tile(
         (at_the_same if re.search(again, point) else elsewhere).append(point.split()[0])
     assert len(at_the_same) == 3
     assert len(elsewhere) >= 4
-    assert len(set(elsewhere)) >= 3, elsewhere
+    assert len(set(elsewhere)) >= 2, elsewhere
 
 
 def image_of(out: Path, segment: int) -> str:

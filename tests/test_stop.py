@@ -84,8 +84,8 @@ import time
 from das_gpu.cli.stop import stoppable
 
 with stoppable():
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         print("stopping", flush=True)
