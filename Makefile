@@ -18,7 +18,7 @@ TESTABLE := $(VENV)/.testable
 AZURITE := node_modules/.installed
 CHECKED := src tests bench docs
 
-.PHONY: help demo test test-fast test-gpu lint format bench bench-reading bench-scale roofline mutants constraints clean
+.PHONY: help demo test test-fast test-gpu lint format bench bench-reading bench-scale roofline mutants kills constraints clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo "make bench-reading  ways to read an archive over a network, side by side"
 	@echo "make bench-scale  what a run costs besides its work, and how it grows with its workers"
 	@echo "make roofline     what a row of tiles asks of a GPU, counted; the times modelled"
+	@echo "make kills        end a run at every change it makes on the disk, one at a time"
 	@echo "make mutants      break the kernels and the GPU backend in a hundred places, one at a time"
 	@echo "make constraints  resolve every package anew and write constraints.txt"
 	@echo "make clean        remove everything that make has made, .venv and demo/ included"
@@ -50,6 +51,10 @@ test-gpu: $(TESTABLE)
 
 test-fast: $(TESTABLE) $(AZURITE)
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" $(ARGS)
+
+# Every write, fsync and rename in turn, with one process, a driver and its workers.
+kills: $(TESTABLE)
+	@DAS_GPU_TEST_EVERY_KILL=1 $(BIN)/python -m pytest -q --timeout 3600 -k any_change tests/test_kills.py
 
 lint: $(TESTABLE)
 	@$(BIN)/ruff check $(CHECKED)

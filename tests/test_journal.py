@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,41 @@ def test_nothing_is_written_after_the_block(tmp_path: Path) -> None:
     with written_to(tmp_path / "a.jsonl"):
         pass
     _log.warning("too late")
+    assert lines(tmp_path / "a.jsonl") == []
+
+
+def test_two_runs_of_one_process_have_a_log_each(tmp_path: Path) -> None:
+    both = threading.Barrier(2, timeout=10)
+
+    def run(name: str) -> None:
+        with written_to(tmp_path / name):
+            both.wait()
+            for _ in range(100):
+                _log.info("by %s", name)
+            both.wait()
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name in ("a", "b"):
+        assert {line["event"] for line in lines(tmp_path / name)} == {f"by {name}"}
+
+
+def test_what_belongs_to_no_run_is_in_every_log(tmp_path: Path) -> None:
+    with written_to(tmp_path / "a.jsonl"):
+        thread = threading.Thread(target=_log.warning, args=("of the lock",))
+        thread.start()
+        thread.join()
+    assert [line["event"] for line in lines(tmp_path / "a.jsonl")] == ["of the lock"]
+
+
+def test_a_log_that_is_over_is_not_opened_again(tmp_path: Path) -> None:
+    """By a thread that had found it just before."""
+    with written_to(tmp_path / "a.jsonl"):
+        handler = logging.getLogger("das_gpu").handlers[-1]
+    handler.emit(logging.makeLogRecord({"msg": "too late"}))
     assert lines(tmp_path / "a.jsonl") == []
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -18,6 +19,11 @@ from das_gpu.redaction import redact
 
 _FACTS = "das_gpu_facts"
 _logger = logging.getLogger("das_gpu")
+_change = threading.Lock()
+_before: list[int] = []
+"""What the logger let through before there was a log."""
+_owners: dict[int, logging.Handler] = {}
+"""Logs of the runs of this process, by the threads that run them."""
 
 
 def facts(**values: object) -> dict[str, object]:
@@ -55,27 +61,49 @@ def written_to(path: Path) -> Iterator[None]:
             "--log-json."
         ) from error
     handler.setFormatter(_JsonLine())
-    level = _logger.level
-    _logger.addHandler(handler)
-    _logger.setLevel(logging.INFO)
+    with _change:
+        if not _owners:
+            _before.append(_logger.level)
+            _logger.setLevel(logging.INFO)
+        _owners[threading.get_ident()] = handler
+        _logger.addHandler(handler)
     try:
         yield
     finally:
-        _logger.setLevel(level)
-        _logger.removeHandler(handler)
+        with _change:
+            _logger.removeHandler(handler)
+            del _owners[threading.get_ident()]
+            if not _owners:
+                _logger.setLevel(_before.pop())
         handler.close()
 
 
 class _Lines(logging.FileHandler):
     """A file of lines, the loss of which nobody is told of."""
 
+    _over = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Leave out what another thread's run says; what nobody's does, all write down."""
+        return _owners.get(record.thread or 0, self) is self
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, unless the log is over: a thread may have found it just before."""
+        if not self._over:
+            super().emit(record)
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Go on without the line."""
 
     def close(self) -> None:
         """Close the file; what it does not take is lost."""
-        with suppress(OSError):
-            super().close()
+        self.acquire()
+        try:
+            self._over = True
+            with suppress(OSError):
+                super().close()
+        finally:
+            self.release()
 
 
 class _JsonLine(logging.Formatter):
