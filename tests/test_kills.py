@@ -478,14 +478,17 @@ def test_a_driver_killed_at_any_change_is_replaced_by_the_next(
 def test_workers_killed_at_any_change_cost_no_tile(
     store: Path, undisturbed: Recorded, tmp_path: Path
 ) -> None:
-    """One at every 40th change; with the first of them at each in turn, or at one."""
-    for first in range(1, 41) if EVERY else [20]:
+    """One at every 100th change; the first of them at each in turn, or at one.
+
+    A segment makes some 50 changes, so that no segment meets death each time it is begun.
+    """
+    for first in range(1, 101) if EVERY else [20]:
         folder = tmp_path / str(first)
         folder.mkdir()
         out = folder / "out"
         home = tmp_path / f"{first}-plan"
         home.mkdir()
-        deaths = Deaths(str(out), "worker", counts=tuple(range(first, 1000, 40)))
+        deaths = Deaths(str(out), "worker", counts=tuple(range(first, 1000, 100)))
         with running(
             [*extract(store), str(out), *CLUSTER], folder, deaths.environment(home)
         ) as command:
