@@ -18,7 +18,7 @@ TESTABLE := $(VENV)/.testable
 AZURITE := node_modules/.installed
 CHECKED := src tests bench docs
 
-.PHONY: help demo test test-fast test-gpu lint format bench bench-reading bench-scale roofline mutants kills constraints clean
+.PHONY: help demo test test-fast test-gpu lint format bench bench-reading bench-scale bench-peers roofline mutants kills constraints clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make bench        das-gpu against the pipeline it replaces, on this machine"
 	@echo "make bench-reading  ways to read an archive over a network, side by side"
 	@echo "make bench-scale  what a run costs besides its work, and how it grows with its workers"
+	@echo "make bench-peers  the same job by other packages, each in an environment of its own"
 	@echo "make roofline     what a row of tiles asks of a GPU, counted; the times modelled"
 	@echo "make kills        end a run at every change it makes on the disk, one at a time"
 	@echo "make mutants      break the kernels and the GPU backend in a hundred places, one at a time"
@@ -74,6 +75,9 @@ bench-reading: $(INSTALLED)
 
 bench-scale: $(INSTALLED)
 	@$(BIN)/python bench/scale.py --json bench/results/scale.json $(ARGS)
+
+bench-peers: $(INSTALLED)
+	@$(BIN)/python bench/peers.py $(ARGS)
 
 roofline: $(TESTABLE)
 	@$(BIN)/python bench/roofline.py --json bench/results/roofline.json $(ARGS)
