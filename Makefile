@@ -18,7 +18,7 @@ TESTABLE := $(VENV)/.testable
 AZURITE := node_modules/.installed
 CHECKED := src tests bench docs
 
-.PHONY: help demo test test-fast test-gpu lint format bench bench-reading bench-scale bench-peers roofline mutants kills constraints clean
+.PHONY: help demo test test-fast test-gpu lint format bench bench-reading bench-profile bench-scale bench-peers roofline mutants kills constraints clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make format       let ruff put the code in order"
 	@echo "make bench        das-gpu against the pipeline it replaces, on this machine"
 	@echo "make bench-reading  ways to read an archive over a network, side by side"
+	@echo "make bench-profile  where the time of a run goes, step by step"
 	@echo "make bench-scale  what a run costs besides its work, and how it grows with its workers"
 	@echo "make bench-peers  the same job by other packages, each in an environment of its own"
 	@echo "make roofline     what a row of tiles asks of a GPU, counted; the times modelled"
@@ -72,6 +73,9 @@ bench: $(INSTALLED)
 
 bench-reading: $(INSTALLED)
 	@$(BIN)/python bench/reading.py $(ARGS)
+
+bench-profile: $(INSTALLED)
+	@$(BIN)/python bench/profiling.py $(ARGS)
 
 bench-scale: $(INSTALLED)
 	@$(BIN)/python bench/scale.py --json bench/results/scale.json $(ARGS)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 from das_gpu.cli import console
+from das_gpu.cli.bench import bench
 from das_gpu.cli.doctor import doctor
 from das_gpu.cli.extract import extract
 from das_gpu.cli.info import info
@@ -30,8 +31,9 @@ _EPILOGUE = (
     "Every option but those of simulate can be given as an environment variable too: "
     "--tile-seconds as DAS_GPU_TILE_SECONDS.\n\n"
     "Exit codes: 0 all delivered; 1 unexpected error; 2 usage or recipe; 3 some tiles missing, "
-    "corrupt or in error; 4 source; 5 access denied; 6 destination; 10 not finished yet (status, "
-    "verify); 11 destination in use; 12 damaged (verify); 130 interrupted."
+    "corrupt or in error, or (bench) backends that disagree; 4 source; 5 access denied; 6 "
+    "destination; 10 not finished yet (status, verify); 11 destination in use; 12 damaged "
+    "(verify); 130 interrupted."
 )
 
 
@@ -84,7 +86,7 @@ def _app() -> App:
         default_parameter=Parameter(negative=(), show_default=False),
         suppress_keyboard_interrupt=False,
     )
-    for command in (extract, info, plan, recipe, status, verify, simulate, doctor):
+    for command in (extract, info, plan, recipe, status, verify, bench, simulate, doctor):
         app.command(command, help_epilogue="")
     return app
 
