@@ -382,6 +382,33 @@ class Absent(Here):
         return True
 
 
+class Pausing(Here):
+    """Workers that are paused after each piece of work, until they are restarted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relieved = 0
+        self.waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.waiting.append((future, lambda: fn(*args, **kwargs)))
+        return future
+
+    def relieve(self) -> bool:
+        self.relieved += 1
+        future, work = self.waiting.pop()
+        future.set_result(work())
+        return True
+
+
+def test_workers_are_restarted_again_as_long_as_that_helps(bench: Bench) -> None:
+    bench.workers = pausing = Pausing()
+    ledger = bench.run(stall_s=0.1)
+    assert pausing.relieved == SEGMENTS
+    assert statuses(bench, ledger) == {"gap": 30}
+
+
 def test_workers_who_take_nothing_up_are_restarted_once_and_then_given_up(bench: Bench) -> None:
     bench.workers = absent = Absent()
     with pytest.raises(ClusterError, match=r"2 of 2 workers are paused.*same command continues"):

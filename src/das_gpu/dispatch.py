@@ -258,6 +258,7 @@ class Dispatch:
     def _finish(self, number: int, result: SegmentResult) -> None:
         self._ledger.finish_segment(number, result.records)
         self._count.through += 1
+        self._relieved = False
         self._count.chunks += result.traffic.chunks
         self._count.stored_bytes += result.traffic.stored_bytes
         _log.info("segment finished", extra=facts(segment=number, tiles=len(result.records)))
@@ -332,7 +333,7 @@ class Dispatch:
         self._crew.workers.cancel(future, WorkerError(hung))
 
     def _nobody_works(self) -> None:
-        """Do something about workers of whom nothing is heard at all; once."""
+        """Do something about workers of whom nothing is heard; once, unless that has helped."""
         trouble = self._crew.workers.trouble()
         text = f"Nothing has been heard of the workers for {self._stall_s:g} s: {trouble}."
         if self._relieved or not self._crew.workers.relieve():

@@ -160,7 +160,7 @@ class DaskWorkers(Workers):
 
     def _restart(self, workers: list[str]) -> bool:
         """Restart workers, through the nannies that look after them."""
-        _log.warning("Workers that do not answer are restarted: %s.", ", ".join(workers) or "none")
+        _log.warning("Workers are restarted: %s.", ", ".join(workers) or "none")
         restart = partial(
             self._client.restart_workers, workers, timeout=RESTART_S, raise_for_error=False
         )
