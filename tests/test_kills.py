@@ -455,7 +455,7 @@ def test_a_driver_killed_at_any_change_is_replaced_by_the_next(
     store: Path, undisturbed: Recorded, forks: Forks, tmp_path: Path
 ) -> None:
     """At each in turn, or at some: until there is none left to die at."""
-    for number in range(1, 1000, 1 if EVERY else 30):
+    for number in range(1, 1000, 1 if EVERY else 60):
         folder = tmp_path / str(number)
         folder.mkdir()
         out = folder / "out"
