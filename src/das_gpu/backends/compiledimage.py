@@ -1,0 +1,145 @@
+"""From levels to pixels in compiled loops; see `das_gpu.backends.compiled`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from das_gpu.backends.compiled import compiled_loop
+
+BINS = 1024
+"""Of the histogram that narrows a percentile down; four of them fit the first cache."""
+LANES = 4
+"""Histograms filled in turn: neighbouring samples often fall into one bin, and would wait for
+each other's count."""
+COLLECTED = 64
+"""Samples looked over at once for those of a few bins."""
+
+
+@compiled_loop()
+def _find_bins(levels: NDArray[Any], low: Any, per_bin: Any, bins: NDArray[np.int32]) -> None:
+    """Bin of each level: never lower for a greater one, never outside whatever the level."""
+    none, last = levels.dtype.type(0), levels.dtype.type(BINS - 1)
+    for i in range(levels.size):
+        place = (levels[i] - low) * per_bin
+        # In this order a level that is not a number falls into the first bin.
+        place = max(none, place)
+        bins[i] = np.int32(min(last, place))
+
+
+@compiled_loop()
+def histogram(
+    tile: NDArray[Any], live: NDArray[np.bool_], low: Any, per_bin: Any, counts: NDArray[np.int32]
+) -> None:
+    """Count the live channels' levels, (lane, bin)."""
+    bins = np.empty(tile.shape[1], np.int32)
+    for k in range(tile.shape[0]):
+        if live[k]:
+            _find_bins(tile[k], low, per_bin, bins)
+            for i in range(bins.size):
+                counts[np.uintp(i) % np.uintp(LANES), np.uintp(bins[i])] += np.int32(1)
+
+
+@compiled_loop()
+def _inside(bins: NDArray[np.int32], first: np.int32, last: np.int32) -> np.int32:
+    """How many bins are in the range."""
+    count = np.int32(0)
+    for i in range(bins.size):
+        count = np.int32(count + np.int32((bins[i] >= first) & (bins[i] <= last)))
+    return count
+
+
+@compiled_loop()
+def collect(
+    tile: NDArray[Any],
+    live: NDArray[np.bool_],
+    low: Any,
+    per_bin: Any,
+    first: np.int32,
+    last: np.int32,
+    out: NDArray[Any],
+) -> None:
+    """Copy the live channels' levels in the bins from first to last, both included."""
+    bins = np.empty(tile.shape[1], np.int32)
+    found = 0
+    for k in range(tile.shape[0]):
+        if live[k]:
+            levels = tile[k]
+            _find_bins(levels, low, per_bin, bins)
+            for begin in range(0, bins.size, COLLECTED):
+                part = bins[begin : begin + COLLECTED]
+                if _inside(part, first, last) == 0:
+                    continue
+                for i in range(part.size):
+                    if first <= part[i] <= last and found < out.size:
+                        out[found] = levels[begin + i]
+                        found += 1
+
+
+@compiled_loop("reassoc", "contract")
+def _dot(weights: NDArray[Any], values: NDArray[Any]) -> Any:
+    total = values.dtype.type(0)
+    for i in range(weights.size):
+        total += weights[i] * values[i]
+    return total
+
+
+@compiled_loop("contract")
+def _add_four(
+    line: NDArray[Any],
+    weights: tuple[Any, Any, Any, Any],
+    a: NDArray[Any],
+    b: NDArray[Any],
+    c: NDArray[Any],
+    d: NDArray[Any],
+    low: Any,
+) -> None:
+    """Add four channels above ``low`` with their weights: the line is touched once for all."""
+    of_a, of_b, of_c, of_d = weights
+    for i in range(line.size):
+        pair = of_a * (a[i] - low) + of_b * (b[i] - low)
+        line[i] += pair + (of_c * (c[i] - low) + of_d * (d[i] - low))
+
+
+@compiled_loop("contract")
+def grey(
+    tile: NDArray[Any],
+    live: NDArray[np.bool_],
+    low: Any,
+    factor: Any,
+    highest: Any,
+    bounds: NDArray[np.intp],
+    weights: NDArray[Any],
+    time_bounds: NDArray[np.intp],
+    time_weights: NDArray[Any],
+    out: NDArray[Any],
+) -> None:
+    """Resize channels, then time, of levels above ``low``; scale, clip and round.
+
+    ``out`` is (channel, time). A channel that is not live counts as level ``low``.
+    """
+    none = tile.dtype.type(0)
+    line = np.empty(tile.shape[1], tile.dtype)
+    channels = np.empty(weights.shape[1] + 3, np.intp)
+    shares = np.empty(channels.size, tile.dtype)
+    for k in range(out.shape[0]):
+        first, n = bounds[k, 0], 0
+        for j in range(first, bounds[k, 1]):
+            if live[j]:
+                channels[n], shares[n] = j, weights[k, j - first]
+                n += 1
+        line[:] = none
+        if n:
+            channels[n : n + 3], shares[n : n + 3] = channels[0], none
+        for j in range(0, n, 4):
+            a, b, c, d = channels[j], channels[j + 1], channels[j + 2], channels[j + 3]
+            four = (shares[j], shares[j + 1], shares[j + 2], shares[j + 3])
+            _add_four(line, four, tile[a], tile[b], tile[c], tile[d], low)
+        pixels = out[k]
+        for p in range(pixels.size):
+            begin, end = time_bounds[p, 0], time_bounds[p, 1]
+            level = _dot(time_weights[p][: end - begin], line[begin:end]) * factor
+            level = max(none, level)
+            pixels[p] = np.rint(min(highest, level))

@@ -1,0 +1,281 @@
+"""The CPU backend's steps with compiled loops, where numba is installed (extra ``fast``).
+
+Each function is one step of `das_gpu.backends.cpu`, over the same arrays and to within
+rounding the same numbers; the NumPy path there is the reference. Compute threads call them at
+once on different parts: no lock of the interpreter is held and no thread started.
+
+Nothing is compiled before `first_missing` is asked, or a step is first called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from das_gpu import filters
+from das_gpu.backends import Picture
+from das_gpu.errors import UsageError
+
+REMEDY = "`pip install das-gpu[fast]` brings what fits; without it NumPy does the work."
+
+
+def installed() -> bool:
+    """Whether numba is there, without spending the second that importing it takes."""
+    return find_spec("numba") is not None
+
+
+@lru_cache(maxsize=32)
+def first_missing(dtype: np.dtype[Any], held: np.dtype[Any], highest: int = 255) -> str | None:
+    """What keeps the compiled steps from running; None when they do.
+
+    Runs every step once on next to nothing, so that all of them are compiled or loaded: the
+    first time on a machine this takes some ten seconds, then under one. Worth doing on a thread
+    of its own while the first chunks are on their way.
+
+    Parameters
+    ----------
+    dtype : numpy.dtype
+        float32 or float64: the precision of the steps.
+    held : numpy.dtype
+        Of the archive's samples.
+    highest : int
+        Greatest pixel value, 255 or 65535.
+    """
+    if not installed():
+        return f"numba is not installed. {REMEDY}"
+    try:
+        from numba.core.errors import NumbaError
+
+        from das_gpu.backends import compiledimage  # noqa: F401 - it is the import that may fail
+    except (ImportError, OSError) as error:
+        return f"numba cannot be imported: {error}. {REMEDY}"
+    try:
+        _rehearse(dtype, held, highest)
+    except (NumbaError, OSError, RuntimeError) as error:
+        return f"numba cannot compile or keep what it compiled: {error}. {REMEDY}"
+    return None
+
+
+def _rehearse(dtype: np.dtype[Any], held: np.dtype[Any], highest: int) -> None:
+    real = np.empty((2, 4), dtype)
+    live = detrended([np.arange(8, dtype=held).reshape(2, 4)], real)
+    signal = np.empty((2, 4), np.result_type(dtype, np.complex64))
+    fold(real.astype(signal.dtype), np.ones(4), signal)
+    common = np.empty(4, signal.dtype)
+    medians(signal, np.arange(2), 0, 4, common)
+    envelope_db(signal, common, real)
+    real[...] = np.arange(8).reshape(2, 4)
+    percentiles(real, live, 1.0, 99.0)
+    in_float(real, live, 0.0, 1.0, Picture(2, 2, highest, "time-right", "float"))
+
+
+def detrended(pieces: Sequence[NDArray[Any]], out: NDArray[Any]) -> NDArray[np.bool_]:
+    """Samples of whole windows less the straight line through each channel's first and last.
+
+    Computed in float64 in registers, so that any counts come out to a rounding of ``out``'s
+    own type; nothing but ``out`` is written.
+
+    Parameters
+    ----------
+    pieces : sequence of (channel, sample) arrays
+        Integers or floats that follow one another in time, at least one sample each.
+    out : (channel, sample) array of float32 or float64, C-contiguous
+        Filled; as many samples as all pieces together, at least two.
+
+    Returns
+    -------
+    (channel,) bool array
+        Which channels live: those not constant and finite throughout. The others are zeros.
+
+    Raises
+    ------
+    UsageError
+        When the pieces do not fill ``out``.
+    """
+    from das_gpu.backends import compiled
+
+    length = sum(piece.shape[1] for piece in pieces)
+    if length != out.shape[1] or length < 2:
+        raise UsageError(
+            f"A window of {out.shape[1]} samples was to be made of pieces with {length} samples "
+            "together; a window that is not whole has to be mirrored at its ends first."
+        )
+    first = pieces[0][:, 0].astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        slope = (pieces[-1][:, -1].astype(np.float64) - first) / (length - 1)
+    state = np.zeros(first.size, np.uint8)
+    position = 0
+    for piece in pieces:
+        width = piece.shape[1]
+        compiled.detrend(_whole_rows(piece), width, position, first, slope, out, state)
+        position += width
+    live: NDArray[np.bool_] = state == 1
+    out[~live] = 0
+    return live
+
+
+def _whole_rows(piece: NDArray[Any]) -> NDArray[Any]:
+    """A view of ``piece`` whose rows are as long as they lie apart, hence C-contiguous.
+
+    What follows the piece's own samples in a row must not be read: of the last row it may lie
+    beyond the memory.
+    """
+    if piece.flags.c_contiguous:
+        return piece
+    apart, step = piece.strides
+    if step != piece.itemsize or apart < piece.shape[1] * step or apart % step:
+        return np.ascontiguousarray(piece)
+    return np.lib.stride_tricks.as_strided(piece, (piece.shape[0], apart // step))
+
+
+def fold(spectrum: NDArray[Any], gains: NDArray[np.float64], out: NDArray[Any]) -> None:
+    """One-sided spectrum times its gains, folded to the length that is kept.
+
+    Parameters
+    ----------
+    spectrum : (channel, bin) complex array
+        At least as many bins as there are gains.
+    gains : (bin,) float64 array
+    out : (channel, kept bin) complex array of the spectrum's type, C-contiguous
+        Filled: bin j of the product is added to bin j modulo its length; zero beyond.
+    """
+    from das_gpu.backends import compiled
+
+    real = out.real.dtype
+    twice = np.repeat(gains.astype(real), 2)
+    compiled.fold(np.ascontiguousarray(spectrum).view(real), twice, out.view(real))
+
+
+def medians(
+    values: NDArray[Any], channels: NDArray[np.intp], start: int, stop: int, out: NDArray[Any]
+) -> None:
+    """Median over channels of the real and of the imaginary part, for some of the samples.
+
+    Exactly NumPy's medians: even counts give the mean of the two middle values.
+
+    Parameters
+    ----------
+    values : (channel, sample) complex array, C-contiguous
+        Finite in the chosen channels.
+    channels : (n,) intp array
+        Rows of ``values`` to take the median over, at least one.
+    start, stop : int
+        Samples to do.
+    out : (sample,) complex array of the same type
+        Its part ``[start, stop)`` is filled.
+    """
+    from das_gpu.backends import compiled
+
+    real = out.real.dtype
+    # Columns an odd number of cache lines apart do not compete for the same places in it.
+    apart = -(-channels.size // 32) * 32 + 16
+    room = np.empty(compiled.MEDIAN_BLOCK * apart + 2, real)
+    integer = np.int32 if real == np.float32 else np.int64
+    keys, greatest_key = room.view(integer), integer(np.iinfo(integer).max)
+    signal, common = values.view(real), out.view(real)
+    compiled.medians(signal, channels, 2 * start, 2 * stop, room, keys, greatest_key, common)
+
+
+def envelope_db(values: NDArray[Any], common: NDArray[Any] | None, out: NDArray[Any]) -> None:
+    """``20*log10(abs(values - common) / 1e-6)``, without a change to ``values``.
+
+    To a rounding of ``out``'s type, its series being exact to 1e-6 dB in float32 and 1e-13 dB
+    in float64; -inf where the envelope is 0.
+
+    Parameters
+    ----------
+    values : (channel, sample) complex array, C-contiguous
+    common : (sample,) complex array of the same type, or None
+        Subtracted from every channel.
+    out : (channel, sample) array of the values' real type, C-contiguous
+        Filled.
+    """
+    from das_gpu.backends import compiled
+
+    if common is None:
+        common = np.zeros(values.shape[1], values.dtype)
+    step = compiled.envelope_32 if out.dtype == np.float32 else compiled.envelope_64
+    step(values.view(out.dtype), common.view(out.dtype), out)
+
+
+def percentiles(
+    tile: NDArray[Any], live: NDArray[np.bool_], low: float, high: float
+) -> tuple[float, float]:
+    """Two percentiles of the live channels' levels, exact.
+
+    By linear interpolation between order statistics. A histogram says in which bins these lie;
+    only what is in there is sorted out.
+
+    Parameters
+    ----------
+    tile : (channel, sample) float32 or float64 array, C-contiguous
+        In dB, finite in live channels.
+    live : (channel,) bool array
+        At least one lives.
+    low, high : float
+        Percent.
+    """
+    from das_gpu.backends import compiledimage
+
+    least, greatest = tile.min(axis=1)[live].min(), tile.max(axis=1)[live].max()
+    spread = float(greatest) - float(least)
+    if not 0 < spread < np.inf:
+        return float(least), float(greatest)
+    per_bin = tile.dtype.type(min(compiledimage.BINS / spread, float(np.finfo(tile.dtype).max)))
+    counts = np.zeros((compiledimage.LANES, compiledimage.BINS), np.int32)
+    compiledimage.histogram(tile, live, least, per_bin, counts)
+    until = np.cumsum(counts.sum(axis=0, dtype=np.int64))
+
+    def level(percent: float) -> float:
+        place = percent / 100 * (int(until[-1]) - 1)
+        whole = int(place)
+        above = min(whole + 1, int(until[-1]) - 1)
+        first, last = np.searchsorted(until, [whole, above], side="right")
+        before = int(until[first - 1]) if first else 0
+        near = np.empty(int(until[last]) - before, tile.dtype)
+        compiledimage.collect(tile, live, least, per_bin, np.int32(first), np.int32(last), near)
+        near.partition((whole - before, above - before))
+        below = float(near[whole - before])
+        return below + (place - whole) * (float(near[above - before]) - below)
+
+    return level(low), level(high)
+
+
+def in_float(
+    envelope: NDArray[Any], live: NDArray[np.bool_], low: float, high: float, picture: Picture
+) -> NDArray[Any]:
+    """Grey levels resized in floating point, clipped and rounded: (height, width).
+
+    As `das_gpu.backends.grey.in_float`, without a change to ``envelope``.
+    """
+    from das_gpu.backends import compiledimage
+
+    across, down = picture.width, picture.height
+    if picture.orientation == "time-right":
+        across, down = down, across
+    number = envelope.dtype.type
+    pixels = np.empty((across, down), np.uint16 if picture.highest > 255 else np.uint8)
+    compiledimage.grey(
+        envelope,
+        live,
+        number(low),
+        number(picture.highest / (high - low) if high > low else 0.0),
+        number(picture.highest),
+        *_weights(envelope.shape[0], across, envelope.dtype),
+        *_weights(envelope.shape[1], down, envelope.dtype),
+        pixels,
+    )
+    return np.ascontiguousarray(pixels.T if picture.orientation == "time-down" else pixels)
+
+
+@lru_cache(maxsize=32)
+def _weights(
+    n_in: int, n_out: int, dtype: np.dtype[Any]
+) -> tuple[NDArray[np.intp], NDArray[np.floating[Any]]]:
+    bounds, weights = filters.resize_weights(n_in, n_out)
+    return bounds, weights.astype(dtype)

@@ -1,0 +1,244 @@
+"""The compiled steps, each against the NumPy path that is their reference."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from das_gpu.backends import Picture, fast, grey
+from das_gpu.backends.cpu import _percentiles
+from das_gpu.backends.window import detrended
+from das_gpu.errors import UsageError
+
+pytest.importorskip("numba", reason="the extra `fast` is not installed")
+
+REALS = ["float32", "float64"]
+calm = settings(deadline=None, max_examples=40)  # the first call of each kind compiles
+
+
+def complex_noise(shape: tuple[int, int], real: str, seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    z = 100 * random.normal(size=shape) + 100j * random.normal(size=shape)
+    return z.astype(np.result_type(real, np.complex64))
+
+
+@pytest.mark.parametrize("real", REALS)
+@pytest.mark.parametrize("held", ["int16", "int32", "float32", "float64"])
+def test_everything_compiles_for_what_archives_hold(real, held):
+    assert fast.first_missing(np.dtype(real), np.dtype(held), 65535) is None
+
+
+def test_without_numba_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.setattr(fast, "find_spec", lambda _: None)
+    fast.first_missing.cache_clear()
+    said = fast.first_missing(np.dtype("float32"), np.dtype("int32"))
+    fast.first_missing.cache_clear()
+    assert said is not None
+    assert "numba is not installed" in said
+    assert "das-gpu[fast]" in said
+
+
+def test_a_numba_that_cannot_be_imported_is_a_reason_not_a_failure(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba.core.errors", None)
+    fast.first_missing.cache_clear()
+    said = fast.first_missing(np.dtype("float32"), np.dtype("int32"))
+    fast.first_missing.cache_clear()
+    assert said is not None
+    assert "numba cannot be imported" in said
+
+
+@given(
+    st.integers(1, 1100), st.integers(1, 40), st.integers(0, 999), st.sampled_from(REALS), st.data()
+)
+@calm
+def test_medians_are_numpys_to_the_last_bit(n, samples, seed, real, data):
+    shape = data.draw(st.sampled_from(["smooth", "ties", "heavy", "skew", "tiny"]))
+    z = complex_noise((n, samples), real, seed)
+    if shape == "ties":
+        z = (z / 60).round().astype(z.dtype)
+    elif shape == "heavy":
+        z = (z**9).astype(z.dtype)
+    elif shape == "skew":
+        z = np.exp(np.abs(z) / 100).astype(z.dtype)
+    elif shape == "tiny":
+        z = (z * 1e-38 * 1e-4).astype(z.dtype)
+    picked = np.flatnonzero(np.random.default_rng(seed).random(n) < 0.8)
+    picked = picked if picked.size else np.array([n - 1])
+    start = data.draw(st.integers(0, samples - 1))
+    out = np.full(samples, np.nan, z.dtype)
+    fast.medians(z, picked, start, samples, out)
+    np.testing.assert_array_equal(out[start:].real, np.median(z[picked, start:].real, axis=0))
+    np.testing.assert_array_equal(out[start:].imag, np.median(z[picked, start:].imag, axis=0))
+    assert np.isnan(out[:start]).all()
+
+
+@pytest.mark.parametrize("real", REALS)
+def test_the_median_ends_for_values_that_are_not_finite(real):
+    z = complex_noise((50, 8), real)
+    z[:30] = complex(np.nan, np.inf)
+    z[30:35] = -np.inf
+    fast.medians(z, np.arange(50), 0, 8, out := np.zeros(8, z.dtype))
+    assert (out.imag == np.inf).all()
+
+
+@given(st.integers(2, 300), st.integers(0, 99), st.integers(1, 31), st.sampled_from(REALS))
+@calm
+def test_the_detrend_is_the_one_in_float64_rounded_once(samples, seed, bits, real):
+    random = np.random.default_rng(seed)
+    held = "i4" if bits > 15 else "i2"
+    half = 2 ** (bits - 1)
+    counts = random.integers(-half, half - 1, endpoint=True, size=(6, samples)).astype(held)
+    cut = int(random.integers(1, samples))
+    ours = np.empty((6, samples), real)
+    live = fast.detrended([counts[:, :cut], counts[:, cut:]], ours)
+    np.testing.assert_array_equal(live, counts.min(axis=1) != counts.max(axis=1))
+    exact = detrended(counts.astype(np.float64))
+    np.testing.assert_array_equal(ours, exact.astype(real))
+
+
+@pytest.mark.parametrize("held", ["float32", "float64"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 3, 4, 8])
+def test_a_channel_that_is_constant_or_not_finite_is_dead_and_zero(held, bad, place):
+    samples = np.arange(27, dtype=held).reshape(3, 9) ** 2
+    samples[0] = 7
+    samples[1, place] = bad
+    out = np.full((3, 9), np.nan, np.float32)
+    assert fast.detrended([samples[:, :4], samples[:, 4:]], out).tolist() == [False, False, True]
+    assert not out[:2].any()
+    assert np.isfinite(out).all()
+
+
+def test_pieces_in_any_layout_are_the_same_samples():
+    counts = np.random.default_rng(1).integers(-999, 999, size=(5, 40)).astype(np.int32)
+    expected = np.empty((5, 40), np.float32)
+    fast.detrended([counts], expected)
+    wide = np.repeat(counts, 2, axis=1)[:, ::2]
+    for pieces in ([counts[:, :7], counts[:, 7:]], [np.asfortranarray(counts)], [wide]):
+        out = np.empty((5, 40), np.float32)
+        fast.detrended(pieces, out)
+        np.testing.assert_array_equal(out, expected)
+    out = np.empty((5, 40), np.float32)
+    fast.detrended([np.broadcast_to(counts[0], (5, 40))], out)
+    np.testing.assert_array_equal(out, np.broadcast_to(expected[0], (5, 40)))
+
+
+def test_pieces_that_do_not_fill_the_window_are_refused():
+    with pytest.raises(UsageError, match="9 samples"):
+        fast.detrended([np.zeros((2, 9), np.int32)], np.empty((2, 10), np.float32))
+
+
+@given(st.integers(1, 60), st.integers(1, 40), st.sampled_from(REALS))
+@calm
+def test_folding_adds_every_bin_to_its_alias(used, length, real):
+    spectrum = complex_noise((3, used + 4), real)
+    gains = np.linspace(0.5, 2, used)
+    out = np.full((3, length), np.nan, spectrum.dtype)
+    fast.fold(spectrum, gains, out)
+    expected = np.zeros_like(out)
+    for bin_ in range(used):
+        expected[:, bin_ % length] += spectrum[:, bin_] * gains.astype(real)[bin_]
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize(("real", "bar_db"), [("float32", 3e-5), ("float64", 1e-12)])
+def test_the_level_is_that_of_log10_over_all_magnitudes(real, bar_db):
+    """float32 has a step of 1.5e-5 dB at 200 dB, and of 3e-5 above 256."""
+    tiny = float(np.finfo(real).smallest_normal)
+    magnitude = np.logspace(np.log10(tiny) / 2, 18, 20_000).astype(real)[None]
+    values = (magnitude * np.exp(0.7j)).astype(np.result_type(real, np.complex64))
+    values[0, :2000] = 1 + 1e-3 * np.arange(2000)
+    out = np.empty(values.shape, real)
+    fast.envelope_db(values, None, out)
+    exact = 20 * np.log10(np.abs(values.astype(np.complex128))) + 120
+    assert np.abs(out - exact).max() < bar_db
+
+
+@pytest.mark.parametrize("real", REALS)
+def test_the_common_mode_is_taken_off_and_the_signal_left_alone(real):
+    values = complex_noise((4, 37), real)
+    before, common = values.copy(), values[2].copy()
+    out = np.empty((4, 37), real)
+    fast.envelope_db(values, common, out)
+    assert (values == before).all()
+    assert (out[2] == -np.inf).all()
+    rest = [0, 1, 3]
+    expected = 20 * np.log10(np.abs((before - common)[rest].astype(np.complex128)) / 1e-6)
+    np.testing.assert_allclose(out[rest], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("real", REALS)
+def test_levels_beyond_the_floats_range_stay_what_they_are(real):
+    huge = np.finfo(real).max
+    tiny = np.finfo(real).smallest_subnormal
+    values = np.array([[huge, np.inf, np.nan, 0, tiny]], np.result_type(real, np.complex64))
+    with np.errstate(invalid="ignore"):
+        fast.envelope_db(values, None, out := np.empty((1, 5), real))
+    assert out[0, :2].tolist() == [np.inf, np.inf]
+    assert np.isnan(out[0, 2])
+    assert (out[0, 3:] == -np.inf).all()  # the square of the least number is 0
+
+
+@given(st.integers(0, 999), st.floats(0, 50), st.integers(1, 500), st.sampled_from(REALS))
+@calm
+def test_percentiles_are_those_of_the_plain_path(seed, share, samples, real):
+    random = np.random.default_rng(seed)
+    tile = random.normal(150, 9, size=(6, samples)).astype(real)
+    if seed % 3 == 0:
+        tile = tile.round()
+    if seed % 5 == 0:
+        tile[0, 0] = -600  # one level far away leaves all others in few bins
+    live = random.random(6) < 0.6
+    live[seed % 6] = True
+    tile[~live] = -np.inf
+    ours = fast.percentiles(tile, live, share, 100 - share)
+    np.testing.assert_allclose(
+        ours, _percentiles(tile[live], share, 100 - share), rtol=0, atol=1e-12
+    )
+
+
+def test_percentiles_of_one_level_are_that_level():
+    assert fast.percentiles(np.full((2, 3), 7.5), np.ones(2, bool), 1, 99) == (7.5, 7.5)
+
+
+@pytest.mark.parametrize("highest", [255, 65535])
+@pytest.mark.parametrize("orientation", ["time-down", "time-right"])
+@pytest.mark.parametrize("shape", [(60, 1500), (75, 90), (256, 256), (3, 2), (1, 70)])
+@pytest.mark.parametrize("real", REALS)
+def test_images_are_those_of_the_plain_path(shape, orientation, highest, real):
+    random = np.random.default_rng(3)
+    envelope = random.normal(150, 9, size=shape).astype(real)
+    live = random.random(shape[0]) < 0.8
+    envelope[~live] = -np.inf
+    picture = Picture(120, 100, highest, orientation, "float")
+    ours = fast.in_float(envelope, live, 131.25, 170.5, picture)
+    plain = grey.in_float(envelope, live, 131.25, 170.5, picture)
+    assert (ours.shape, ours.dtype) == (plain.shape, plain.dtype)
+    apart = np.abs(ours.astype(int) - plain)
+    assert apart.max() <= 1
+    share = 0.001 if highest == 255 or real == "float64" else 0.05
+    assert np.count_nonzero(apart) <= max(share * apart.size, 1)
+
+
+def test_a_tile_of_one_level_is_black():
+    picture = Picture(4, 4, 255, "time-down", "float")
+    assert not fast.in_float(np.full((4, 4), 150.0), np.ones(4, bool), 150, 150, picture).any()
+
+
+def test_threads_at_once_get_what_one_gets():
+    z = complex_noise((300, 400), "float32")
+    alone = np.empty(400, z.dtype)
+    fast.medians(z, np.arange(300), 0, 400, alone)
+    together = np.empty(400, z.dtype)
+    with ThreadPoolExecutor(4) as pool:
+        list(
+            pool.map(
+                lambda s: fast.medians(z, np.arange(300), s, s + 25, together), range(0, 400, 25)
+            )
+        )
+    np.testing.assert_array_equal(together, alone)
