@@ -164,6 +164,9 @@ def stop(number: int, _: object) -> None:
 def main() -> int:
     """Submit, extract, cancel what is left."""
     options = arguments()
+    # Its import takes Ctrl-C for itself, so it comes before the handlers.
+    from dask_jobqueue import SLURMCluster
+
     for number in STOPS:
         signal.signal(number, stop)
     command = [sys.executable, "-m", "das_gpu", "extract", *options.extract]
@@ -174,7 +177,6 @@ def main() -> int:
         )
         if planned.returncode:
             return planned.returncode
-    from dask_jobqueue import SLURMCluster
 
     with dask.config.set(CONFIG), keys(options.shared) as (security, variables):
         listening = {"dashboard_address": "127.0.0.1:0"}
