@@ -18,10 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -37,7 +34,7 @@ from typing import Any
 import scipy.fft
 
 from das_gpu import segment
-from das_gpu.backends import cpu
+from das_gpu.backends import cpu, plain, window
 from das_gpu.chunks import StoredArray
 from das_gpu.codec import Codec
 from das_gpu.host import processors
@@ -50,11 +47,11 @@ from das_gpu.sink import LocalSink
 from das_gpu.stream import SegmentStream
 from das_gpu.timeline import Timeline
 from machine import describe
+from starting import BEGINNINGS, helped, started
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("das-gpu", "numpy", "scipy", "zarr", "numcodecs", "pillow")
 TILE_SECONDS = 15.0
-DEADLINE_S = 300.0
 
 WAITS = ("wait for chunks", "wait for room", "wait for threads")
 """Only the clock on the wall runs there."""
@@ -149,14 +146,13 @@ PLACES: tuple[tuple[object, str, str], ...] = (
     (Timeline, "read", "time axis"),
     (SegmentStream, "_await", "wait for chunks"),
     (SegmentStream, "_await_room", "wait for room"),
+    (window, "limits", "gather: dead channels"),
     (cpu, "limits", "gather: dead channels"),
-    (cpu, "detrend_narrow", "gather: detrend"),
     (cpu, "gather", "gather: copy"),
-    (cpu, "detrended", "gather: detrend"),
+    (plain, "detrended", "gather: detrend"),
     (scipy.fft, "rfft", "FFT forward"),
     (scipy.fft, "ifft", "FFT inverse"),
-    (cpu.CpuWorkspace, "_spectral", "gains and folding"),
-    (cpu, "_median", "median: sort"),
+    (plain, "fold", "gains and folding"),
     (Processor, "finish", "records"),
     (segment, "encode_png", "encode"),
     (segment, "_deliver", "records"),
@@ -169,7 +165,7 @@ PLACES: tuple[tuple[object, str, str], ...] = (
 """Where a function is looked up when it is called, its name there, and what it does."""
 STEPS = {
     "analytic": "gather: cut to the core",
-    "common_mode": "median: pick and turn",
+    "common_mode": "median",
     "envelope_db": "dB",
     "levels": "levels",
     "draw": "resize",
@@ -205,7 +201,7 @@ def run_once(store: Path, out: Path, recipe: Recipe) -> dict[str, Any]:
     """Seconds by kind of one run in this process, and of the whole."""
     begun_cpu_s, begun_s = time.process_time(), time.perf_counter()
     with profiled() as profile:
-        summary = extract(store, out, recipe, backend="cpu")
+        summary = extract(store, out, recipe, backend="cpu", fast=False)
     wall_s, cpu_s = time.perf_counter() - begun_s, time.process_time() - begun_cpu_s
     spent = profile.spent
     rest_s = cpu_s - sum(spent.processor_s.values())
@@ -256,63 +252,6 @@ def middle(runs: list[dict[str, Any]], rows: int) -> dict[str, Any]:
 
 
 # --- start-up -----------------------------------------------------------------------------
-
-BEGINNINGS = {
-    "first_byte": "first byte of the archive asked for",
-    "first_sample": "first sample asked for",
-    "help": "`--help`",
-}
-WATCHED = """
-import json, os, sys, time
-begun_s, store = float(sys.argv[1]), sys.argv[2]
-found = {}
-def note(name):
-    found.setdefault(name + "_s", time.monotonic() - begun_s)
-    found.setdefault(name + "_processor_s", time.process_time())
-def look(event, arguments):
-    if event != "open" or not isinstance(arguments[0], (str, bytes, os.PathLike)):
-        return
-    path = os.fsdecode(arguments[0])
-    if path.startswith(store):
-        note("first_byte")
-        if "/RawData/" in path and not path.endswith((".zarray", ".zattrs", "zarr.json")):
-            note("first_sample")
-            sys.stdout.write(json.dumps(found) + "\\n")
-            sys.stdout.flush()
-            os._exit(0)
-sys.addaudithook(look)
-from das_gpu.__main__ import command
-sys.argv = ["das-gpu", "extract", *sys.argv[2:]]
-command()
-"""
-"""Runs the command until it opens the first chunk of samples; says when it opened what."""
-
-
-def started(store: Path, folder: Path, options: list[str], *flags: str) -> tuple[Any, str]:
-    """Start an extraction up to its first sample: when it asked for what, and stderr."""
-    with tempfile.TemporaryDirectory(dir=folder) as out:
-        command = [sys.executable, *flags, "-c", WATCHED, repr(time.monotonic()), str(store)]
-        done = subprocess.run(
-            [*command, str(Path(out) / "out"), *options],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE_S,
-        )
-    if done.returncode != 0 or not done.stdout:
-        raise SystemExit(f"The extraction did not come to a sample:\n{done.stderr}")
-    # Two loaders may both be quick enough to say it.
-    return json.loads(done.stdout.splitlines()[0]), done.stderr
-
-
-def helped() -> dict[str, float]:
-    """Seconds, and processor seconds, from the start of a process to the end of ``--help``."""
-    begun_s, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "das_gpu", "--help"]
-    subprocess.run(command, check=True, capture_output=True, timeout=DEADLINE_S)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"help_s": time.monotonic() - begun_s, "help_processor_s": cpu_s}
 
 
 def imports(report: str) -> dict[str, float]:

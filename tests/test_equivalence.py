@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from das_gpu import Recipe, extract
+import das_gpu
+from das_gpu import Recipe
 from tests import recordings, reference
 from tests.archives import random_walk, write_archive
 from tests.outputs import envelopes, images, records
@@ -31,6 +34,14 @@ def walk(tmp_path_factory) -> tuple[Path, np.ndarray]:
     return write_archive(path, samples, RATE_HZ, (16, 1500)), samples
 
 
+@pytest.fixture(params=["NumPy", "compiled"])
+def extract(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Both ways of the CPU backend: with NumPy's loops, and with those that numba compiles."""
+    if request.param == "compiled":
+        pytest.importorskip("numba", reason="the extra `fast` is not installed")
+    return partial(das_gpu.extract, backend="cpu", fast=request.param == "compiled")
+
+
 # --- the notebook -----------------------------------------------------------------------------
 
 NOTEBOOK = {"selection__channel_step": 2, "tile__seconds": 5, "tile__bands": 4}
@@ -49,7 +60,7 @@ def notebook_tiles(samples: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
     }
 
 
-def test_notebook_in_float64_gives_the_very_pixels_of_the_notebook(walk, tmp_path):
+def test_notebook_in_float64_gives_the_very_pixels_of_the_notebook(walk, tmp_path, extract):
     path, samples = walk
     extract(path, tmp_path / "out", recipe("notebook", **NOTEBOOK))
     ours, theirs = images(tmp_path / "out"), notebook_tiles(samples)
@@ -58,7 +69,7 @@ def test_notebook_in_float64_gives_the_very_pixels_of_the_notebook(walk, tmp_pat
         np.testing.assert_array_equal(ours[key], reference.notebook_image(envelope))
 
 
-def test_notebook_envelope_is_within_1e_4_db(walk, tmp_path):
+def test_notebook_envelope_is_within_1e_4_db(walk, tmp_path, extract):
     path, samples = walk
     extract(path, tmp_path / "out", recipe("notebook", image__format="npy", **NOTEBOOK))
     ours = envelopes(tmp_path / "out")
@@ -71,7 +82,7 @@ def test_notebook_envelope_is_within_1e_4_db(walk, tmp_path):
 
 
 @pytest.mark.slow
-def test_notebook_in_float32_is_within_two_grey_levels_on_few_pixels(walk, tmp_path):
+def test_notebook_in_float32_is_within_two_grey_levels_on_few_pixels(walk, tmp_path, extract):
     path, samples = walk
     extract(path, tmp_path / "out", recipe("notebook", compute__dtype="float32", **NOTEBOOK))
     for key, pixels in images(tmp_path / "out").items():
@@ -81,7 +92,7 @@ def test_notebook_in_float32_is_within_two_grey_levels_on_few_pixels(walk, tmp_p
         assert np.mean(difference > 0) <= 0.05
 
 
-def test_notebook_in_float32_is_within_a_fiftieth_of_a_decibel(walk, tmp_path):
+def test_notebook_in_float32_is_within_a_fiftieth_of_a_decibel(walk, tmp_path, extract):
     path, samples = walk
     settings = {"image__format": "npy", "compute__dtype": "float32", **NOTEBOOK}
     extract(path, tmp_path / "out", recipe("notebook", **settings))
@@ -92,7 +103,9 @@ def test_notebook_in_float32_is_within_a_fiftieth_of_a_decibel(walk, tmp_path):
 
 @pytest.mark.parametrize("name", ["silixa", "optodas"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_real_recordings_give_the_notebooks_own_output(shared_recordings, tmp_path, name, dtype):
+def test_real_recordings_give_the_notebooks_own_output(
+    shared_recordings, tmp_path, name, dtype, extract
+):
     meta = recordings.facts(shared_recordings, name)
     expected = np.load(shared_recordings / f"{name}.expected.npz")
     settings = recordings.settings(shared_recordings, name) | {"compute.dtype": dtype}
@@ -143,7 +156,9 @@ def tile_errors(out: Path, whole: np.ndarray, status: str = "ok") -> np.ndarray:
 
 @pytest.mark.parametrize("median", ["none", "channel"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_continuous_tiles_equal_the_chain_over_the_whole_record(walk, tmp_path, median, dtype):
+def test_continuous_tiles_equal_the_chain_over_the_whole_record(
+    walk, tmp_path, median, dtype, extract
+):
     path, samples = walk
     settings = {"image__format": "npy", "median__kind": median, "compute__dtype": dtype}
     extract(path, tmp_path / "out", recipe("continuous", **settings, **CONTINUOUS))
@@ -154,7 +169,7 @@ def test_continuous_tiles_equal_the_chain_over_the_whole_record(walk, tmp_path, 
     assert errors.max() <= 0.15
 
 
-def test_only_the_records_first_and_last_tiles_are_edge(walk, tmp_path):
+def test_only_the_records_first_and_last_tiles_are_edge(walk, tmp_path, extract):
     path, _ = walk
     extract(path, tmp_path / "out", recipe("continuous", **CONTINUOUS))
     by_row = [record["status"] for record in records(tmp_path / "out")][::4]
@@ -162,7 +177,9 @@ def test_only_the_records_first_and_last_tiles_are_edge(walk, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["silixa", "optodas"])
-def test_continuous_on_real_recordings_equals_the_whole_record(shared_recordings, tmp_path, name):
+def test_continuous_on_real_recordings_equals_the_whole_record(
+    shared_recordings, tmp_path, name, extract
+):
     import zarr
 
     meta = recordings.facts(shared_recordings, name)
@@ -192,7 +209,7 @@ def test_continuous_on_real_recordings_equals_the_whole_record(shared_recordings
     assert together.max() <= 0.15
 
 
-def test_iir_and_spectral_agree_over_the_whole_record(walk, tmp_path):
+def test_iir_and_spectral_agree_over_the_whole_record(walk, tmp_path, extract):
     """One tile as long as the record, so that neither has a tile edge to differ at."""
     path, _ = walk
     whole = {"tile__seconds": 50, "tile__bands": 1, "selection__channel_step": 1}
@@ -209,7 +226,7 @@ def test_iir_and_spectral_agree_over_the_whole_record(walk, tmp_path):
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 5])
-def test_every_allowed_step_samples_the_same_envelope(walk, tmp_path, step):
+def test_every_allowed_step_samples_the_same_envelope(walk, tmp_path, step, extract):
     """Decimation in the spectrum lands on the strided grid of the full-rate envelope."""
     path, samples = walk
     settings = {"image__format": "npy", "median__kind": "none", "selection__time_step": step}
@@ -237,7 +254,7 @@ def test_the_median_after_the_band_pass_leaves_a_twentieth_of_the_common_mode():
     assert residual == pytest.approx(0.05, abs=0.01)
 
 
-def test_mean_of_groups_is_the_mean_wherever_chunks_cut_them(walk, tmp_path):
+def test_mean_of_groups_is_the_mean_wherever_chunks_cut_them(walk, tmp_path, extract):
     path, samples = walk  # chunks of 16 channels, groups of 3: every boundary cuts a group
     settings = {
         "selection__channel_reduce": "mean", "selection__channel_step": 3, "tile__bands": 1,

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from das_gpu.backends import Picture, fast, grey
-from das_gpu.backends.cpu import _percentiles
+from das_gpu.backends import Picture, fast, grey, plain
 from das_gpu.backends.window import detrended
 from das_gpu.errors import UsageError
 
@@ -196,14 +195,13 @@ def test_percentiles_are_those_of_the_plain_path(seed, share, samples, real):
     live = random.random(6) < 0.6
     live[seed % 6] = True
     tile[~live] = -np.inf
-    ours = fast.percentiles(tile, live, share, 100 - share)
-    np.testing.assert_allclose(
-        ours, _percentiles(tile[live], share, 100 - share), rtol=0, atol=1e-12
-    )
+    known = (tile, live, tile[live].min(), tile[live].max(), (share, 100 - share))
+    ours, expected = fast.percentiles(*known), plain.percentiles(*known)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
 
 
 def test_percentiles_of_one_level_are_that_level():
-    assert fast.percentiles(np.full((2, 3), 7.5), np.ones(2, bool), 1, 99) == (7.5, 7.5)
+    assert fast.percentiles(np.full((2, 3), 7.5), np.ones(2, bool), 7.5, 7.5, (1, 99)) == (7.5, 7.5)
 
 
 @pytest.mark.parametrize("highest", [255, 65535])

@@ -29,3 +29,8 @@ def workspace(made: Chain, threads: int = 1):
     layout = RingLayout(0, (0, made.length), 1, channels, "int32", (0, channels), False)
     with cpu.CpuBackend(threads).workspace(layout, made) as work:
         yield work
+
+
+def envelope(values: np.ndarray, live: np.ndarray) -> cpu.Envelope:
+    """Levels (channel, sample), with each channel's range as the backend has taken it."""
+    return cpu.Envelope(values, live, values.min(axis=1), values.max(axis=1))

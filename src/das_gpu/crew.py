@@ -6,17 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, TypeAlias
 
-from das_gpu import backends, cluster, host
-from das_gpu.backends import Selected
-from das_gpu.backends.cpu import CpuBackend
-from das_gpu.backends.gpu import GpuBackend
-from das_gpu.cluster import Kind
+from das_gpu import backends, host
+from das_gpu.backends import Backend, Selected
 from das_gpu.errors import ClusterError, UsageError
 from das_gpu.task import select_backend
 from das_gpu.workers import Here, Workers
 
 __all__ = ["Crew", "Hiring", "Kind", "hire"]
+
+Kind: TypeAlias = Literal["local", "cuda"]
+"""Worker processes that can be started on this machine; see `das_gpu.cluster.start`."""
 
 IN_FLIGHT = 2
 """Segments handed out for each that is being made, so that nobody waits for the next one."""
@@ -42,6 +43,8 @@ class Hiring:
         that are there already, the threads of each: None for one, or what feeds its GPU.
     stall_s : float
         Longest wait for the first worker of a cluster that is there already.
+    fast : bool or None
+        Whether a CPU's loops are to be compiled; None for where numba is installed.
     """
 
     backend: str = "auto"
@@ -50,6 +53,7 @@ class Hiring:
     scheduler_file: Path | None = None
     workers: int | None = None
     stall_s: float = 600.0
+    fast: bool | None = None
 
     @property
     def attached(self) -> bool:
@@ -99,15 +103,21 @@ def hire(hiring: Hiring) -> Iterator[Crew]:
     if sum(way is not None for way in ways) > 1:
         raise UsageError("--cluster, --scheduler and --scheduler-file exclude each other.")
     if hiring.attached:
+        from das_gpu import cluster
+
         with cluster.attach(hiring.scheduler, hiring.scheduler_file) as team:
             yield _attached(team, hiring)
         return
     match hiring.cluster:
         case None:
-            selected = backends.select(hiring.backend, hiring.workers or host.processors())
+            selected = backends.select(
+                hiring.backend, hiring.workers or host.processors(), hiring.fast
+            )
             yield Crew(Here(), host.processors(), selected, remote=False)
         case "local":
-            selected = backends.select(hiring.backend, 1)
+            from das_gpu import cluster
+
+            selected = backends.select(hiring.backend, 1, hiring.fast)
             with cluster.start("local", hiring.workers or host.processors()) as team:
                 yield _started(team, selected)
         case "cuda":
@@ -117,9 +127,11 @@ def hire(hiring: Hiring) -> Iterator[Crew]:
                     "output folder was begun on it. Take --cluster local, or leave --backend out "
                     "and choose another folder."
                 )
+            from das_gpu import cluster
+
             with cluster.start("cuda", hiring.workers) as team:
                 _, reason = team.submit(select_backend, "gpu", 1).result(cluster.START_S)
-                yield _started(team, Selected(GpuBackend(), reason))
+                yield _started(team, Selected(_backend("gpu", 1), reason))
         case _:
             raise UsageError(f"There is no cluster {hiring.cluster!r}; choose local or cuda.")
 
@@ -131,7 +143,7 @@ def _started(team: Workers, selected: Selected) -> Crew:
 
 def _attached(team: Workers, hiring: Hiring) -> Crew:
     """Let the first worker that is there say which backend it is; the others are to be like it."""
-    asked = team.submit(select_backend, hiring.backend, 1)
+    asked = team.submit(select_backend, hiring.backend, 1, hiring.fast)
     try:
         kind, reason = asked.result(hiring.stall_s)
     except TimeoutError as error:
@@ -146,8 +158,18 @@ def _attached(team: Workers, hiring: Hiring) -> Crew:
         # Its threads decode what a GPU computes; other workers share their machine with more.
         gpu = kind == "gpu"
         threads = team.submit(host.processors).result(hiring.stall_s) if gpu else 1
-    backend = GpuBackend() if kind == "gpu" else CpuBackend(threads)
-    return Crew(team, threads, _by(team, Selected(backend, reason)), remote=True)
+    return Crew(team, threads, _by(team, Selected(_backend(kind, threads), reason)), remote=True)
+
+
+def _backend(kind: str, threads: int) -> Backend:
+    """A backend of the kind that workers have chosen, of which only the kind is ever asked."""
+    if kind == "gpu":
+        from das_gpu.backends.gpu import GpuBackend
+
+        return GpuBackend()
+    from das_gpu.backends.cpu import CpuBackend
+
+    return CpuBackend(threads)
 
 
 def _by(team: Workers, selected: Selected) -> Selected:

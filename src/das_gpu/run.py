@@ -37,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 SEGMENT_MINUTES = 15.0
 STALL_MINUTES = 10.0
+FAST_SAMPLES = 100_000_000
+"""Kept samples of a run from which on compiled loops save more than loading them takes."""
 REMOTE_LOADERS = 12
 """Chunk requests in flight to a store over a network; bench/README.md has the measurements."""
 
@@ -123,6 +125,7 @@ def extract(
     scheduler: str | None = None,
     scheduler_file: Path | None = None,
     workers: int | None = None,
+    fast: bool | None = None,
     loaders: int | None = None,
     segment_minutes: float | None = None,
     stall_minutes: float = STALL_MINUTES,
@@ -157,6 +160,10 @@ def extract(
     workers : int, optional
         Compute threads, or processes of the cluster; by default the processors this process
         may use, with ``cuda`` the GPUs. Of workers that are there already, the threads of each.
+    fast : bool, optional
+        Whether the CPU backend's loops are compiled, by numba. By default they are where it is
+        installed and there is more to do than loading them takes; images may then differ by a
+        grey level here and there.
     loaders : int, optional
         Chunk requests in flight, in each process; by default `default_loaders`.
     segment_minutes : float, optional
@@ -213,9 +220,11 @@ def extract(
     archive, plan = prepare(source, recipe, segment_minutes=segment_minutes, access=access)
     if backend == "auto" and identity is not None:
         backend = identity.get("backend", backend)
+    if fast is None and plan.n_tiles * plan.band_channels * plan.tile_samples < FAST_SAMPLES:
+        fast = False
     # A chunk that is asked for with patience gives no sign meanwhile.
     stall_s = max(60 * stall_minutes, 1.5 * access.patience.total_s)
-    hiring = Hiring(backend, cluster, scheduler, scheduler_file, workers, stall_s)
+    hiring = Hiring(backend, cluster, scheduler, scheduler_file, workers, stall_s, fast)
     with ExitStack() as stack:
         hold = stack.enter_context(sink.hold(uuid4().hex))
         crew = stack.enter_context(hire(hiring))
@@ -266,6 +275,7 @@ def extract(
             threads=crew.processors,
             loaders=bench.loaders,
             on_missing=on_missing,
+            fast=fast,
         )
         dispatch = Dispatch(
             crew, plan, ledger, sink, hold, stall_s=stall_s, on_progress=on_progress

@@ -53,6 +53,8 @@ class Job:
         Chunk requests of one worker that are in flight.
     on_missing : {"skip", "error", "fill"}
         What a lost chunk does.
+    fast : bool or None
+        Whether a CPU's loops are to be compiled; None for where numba is installed.
     """
 
     run: str
@@ -67,6 +69,7 @@ class Job:
     threads: int
     loaders: int
     on_missing: OnMissing
+    fast: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ def extract_task(job: Job, number: int) -> SegmentResult:
     return result
 
 
-def select_backend(kind: str, threads: int) -> tuple[str, str]:
+def select_backend(kind: str, threads: int, fast: bool | None = None) -> tuple[str, str]:
     """Kind of the backend of the process that is asked, and why; see `das_gpu.backends.select`.
 
     Raises
@@ -167,7 +170,7 @@ def select_backend(kind: str, threads: int) -> tuple[str, str]:
     UsageError
         When it cannot be had.
     """
-    selected = backends.select(kind, threads)
+    selected = backends.select(kind, threads, fast)
     return selected.backend.kind, selected.reason
 
 
@@ -185,7 +188,7 @@ def _workbench(job: Job) -> Workbench:
             _opened[job.run] = Workbench(
                 archive,
                 plan,
-                backends.select(job.backend, job.threads).backend,
+                backends.select(job.backend, job.threads, job.fast).backend,
                 open_sink(job.out, job.out_access),
                 job.loaders,
                 job.threads,

@@ -25,6 +25,7 @@ from das_gpu.recipe import Scale
 from tests.gpu.harness.host import check, execute, tsan_check
 from tests.gpu.harness.require import need_compiler
 from tests.workspaces import chain, workspace
+from tests.workspaces import envelope as envelope_of
 
 PRECISIONS = ("float32", "float64")
 PERCENTILES = Scale.parse("percentile:0.5")
@@ -154,14 +155,14 @@ def level_error(row: RowShape) -> float:
 
 def cpu_levels(made: Made, db: NDArray[Any]) -> NDArray[np.float64]:
     with workspace(made.chain) as work:
-        return np.array(work.levels(cpu.Envelope(db.copy(), made.live.astype(bool))))
+        return np.array(work.levels(envelope_of(db.copy(), made.live.astype(bool))))
 
 
 def cpu_images(made: Made, db: NDArray[Any], levels: NDArray[np.float64]) -> NDArray[Any]:
     """The CPU backend's images of envelopes whose zeros have been lifted to the floor."""
     width = made.row.band_channels
     floors = np.repeat(levels[:, 2], width)[:, None].astype(db.dtype)
-    lifted = cpu.Envelope(np.maximum(db, floors), made.live[: db.shape[0]].astype(bool))
+    lifted = envelope_of(np.maximum(db, floors), made.live[: db.shape[0]].astype(bool))
     with workspace(made.chain) as work:
         return np.stack(work.draw(lifted, levels[:, :2]).pixels)
 

@@ -212,7 +212,7 @@ class Selected:
     reason: str
 
 
-def select(kind: str, threads: int) -> Selected:
+def select(kind: str, threads: int, compiled: bool | None = None) -> Selected:
     """Choose the backend.
 
     Parameters
@@ -221,19 +221,21 @@ def select(kind: str, threads: int) -> Selected:
         What was asked for; ``auto`` takes the GPU where everything it needs is there.
     threads : int
         Compute threads for the CPU backend.
+    compiled : bool, optional
+        Whether the CPU backend's loops are to be compiled; by default where numba is installed.
 
     Raises
     ------
     UsageError
-        When ``gpu`` is asked for and something is missing, or another word is given.
+        When ``gpu`` or compiled loops are asked for and something is missing, or another word is
+        given.
     """
     from das_gpu.backends import cuda
-    from das_gpu.backends.cpu import CpuBackend
 
     if kind not in ("auto", "cpu", "gpu"):
         raise UsageError(f"There is no backend {kind!r}; choose auto, cpu or gpu.")
     if kind == "cpu":
-        return Selected(CpuBackend(threads), "asked for")
+        return _cpu("asked for", threads, compiled)
     missing = cuda.first_missing()
     if missing is None:
         from das_gpu.backends.gpu import GpuBackend
@@ -245,4 +247,20 @@ def select(kind: str, threads: int) -> Selected:
             f"The GPU backend was asked for and cannot run: {missing.found} {missing.remedy} "
             "`das-gpu doctor` shows all it needs; --backend cpu goes without it."
         )
-    return Selected(CpuBackend(threads), f"chosen because there is no GPU to use: {missing.found}")
+    return _cpu(f"chosen because there is no GPU to use: {missing.found}", threads, compiled)
+
+
+def _cpu(reason: str, threads: int, compiled: bool | None) -> Selected:
+    from das_gpu.backends import fast
+    from das_gpu.backends.cpu import CpuBackend
+
+    if compiled is None:
+        compiled = fast.installed()
+    elif compiled and not fast.installed():
+        raise UsageError(
+            "--fast asks for compiled loops, and numba, which compiles them, is not installed. "
+            "`pip install 'das-gpu[fast]'` brings it; without --fast NumPy does the work."
+        )
+    if compiled:
+        reason = f"{reason.rstrip('.')}; numba compiles its loops"
+    return Selected(CpuBackend(threads, compiled=compiled), reason)

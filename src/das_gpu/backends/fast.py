@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from das_gpu import filters
-from das_gpu.backends import Picture
+from das_gpu.backends import Chain, Picture, plain
+from das_gpu.backends.window import BandPass, Buffers
 from das_gpu.errors import UsageError
 
 REMEDY = "`pip install das-gpu[fast]` brings what fits; without it NumPy does the work."
@@ -70,8 +71,33 @@ def _rehearse(dtype: np.dtype[Any], held: np.dtype[Any], highest: int) -> None:
     medians(signal, np.arange(2), 0, 4, common)
     envelope_db(signal, common, real)
     real[...] = np.arange(8).reshape(2, 4)
-    percentiles(real, live, 1.0, 99.0)
+    percentiles(real, live, 0.0, 7.0, (1.0, 99.0))
     in_float(real, live, 0.0, 1.0, Picture(2, 2, highest, "time-right", "float"))
+
+
+def band_pass(chain: Chain) -> BandPass:
+    """By compiled loops around SciPy's transforms; sections by SciPy's `sosfiltfilt`."""
+    if chain.weights is None:
+        return plain.band_pass(chain)
+    gains, buffers = chain.weights, Buffers()
+    complex_type = np.result_type(chain.dtype, np.complex64)
+    core = slice(chain.core0 // chain.step, chain.core0 // chain.step + chain.tile_samples)
+
+    def spectral(pieces: Sequence[NDArray[Any]], out: NDArray[Any]) -> NDArray[np.bool_]:
+        from scipy import fft
+
+        channels = out.shape[0]
+        real = buffers.array("detrended", (channels, chain.length), chain.dtype)
+        live = detrended(pieces, real)
+        spectrum = fft.rfft(real, axis=1, overwrite_x=True)
+        kept = (channels, chain.length // chain.step)
+        folded = buffers.array("folded", kept, complex_type)
+        fold(spectrum, gains, folded)
+        # norm="forward" leaves the inverse unscaled: the gains carry the 1/N.
+        out[...] = fft.ifft(folded, axis=1, norm="forward", overwrite_x=True)[:, core]
+        return live
+
+    return spectral
 
 
 def detrended(pieces: Sequence[NDArray[Any]], out: NDArray[Any]) -> NDArray[np.bool_]:
@@ -204,7 +230,11 @@ def envelope_db(values: NDArray[Any], common: NDArray[Any] | None, out: NDArray[
 
 
 def percentiles(
-    tile: NDArray[Any], live: NDArray[np.bool_], low: float, high: float
+    tile: NDArray[Any],
+    live: NDArray[np.bool_],
+    least: float,
+    greatest: float,
+    percents: tuple[float, float],
 ) -> tuple[float, float]:
     """Two percentiles of the live channels' levels, exact.
 
@@ -217,18 +247,19 @@ def percentiles(
         In dB, finite in live channels.
     live : (channel,) bool array
         At least one lives.
-    low, high : float
-        Percent.
+    least, greatest : float
+        The lowest and the highest of these levels.
+    percents : (float, float)
     """
     from das_gpu.backends import compiledimage
 
-    least, greatest = tile.min(axis=1)[live].min(), tile.max(axis=1)[live].max()
     spread = float(greatest) - float(least)
     if not 0 < spread < np.inf:
         return float(least), float(greatest)
     per_bin = tile.dtype.type(min(compiledimage.BINS / spread, float(np.finfo(tile.dtype).max)))
     counts = np.zeros((compiledimage.LANES, compiledimage.BINS), np.int32)
-    compiledimage.histogram(tile, live, least, per_bin, counts)
+    origin = tile.dtype.type(least)
+    compiledimage.histogram(tile, live, origin, per_bin, counts)
     until = np.cumsum(counts.sum(axis=0, dtype=np.int64))
 
     def level(percent: float) -> float:
@@ -238,12 +269,12 @@ def percentiles(
         first, last = np.searchsorted(until, [whole, above], side="right")
         before = int(until[first - 1]) if first else 0
         near = np.empty(int(until[last]) - before, tile.dtype)
-        compiledimage.collect(tile, live, least, per_bin, np.int32(first), np.int32(last), near)
+        compiledimage.collect(tile, live, origin, per_bin, np.int32(first), np.int32(last), near)
         near.partition((whole - before, above - before))
         below = float(near[whole - before])
         return below + (place - whole) * (float(near[above - before]) - below)
 
-    return level(low), level(high)
+    return level(percents[0]), level(percents[1])
 
 
 def in_float(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from das_gpu.model import RingLayout
 
-NARROW_COUNTS = 1 << 17
-"""A window's range up to which its trend is taken off in float32: rounding is then under
-0.01 count."""
+BandPass: TypeAlias = Callable[[Sequence[NDArray[Any]], NDArray[Any]], NDArray[np.bool_]]
+"""From pieces of whole windows (channel, sample), which follow one another in time, to their
+core's analytic signal, band-passed and decimated, in a C-contiguous complex array (channel, kept
+sample). Returns which channels live: those not constant, and finite; the others become zeros.
+Called by several threads at once."""
 
 
 class HostRing:
@@ -49,6 +53,21 @@ class HostRing:
         start, stop = layout.samples(column)
         slot: NDArray[Any] = self._slots[(column - layout.first) % layout.slots]
         return slot[: layout.channels * (stop - start)].reshape(layout.channels, stop - start)
+
+
+class Buffers(threading.local):
+    """Arrays that each thread uses again and again, by name."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, NDArray[Any]] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """This thread's array of that name; its contents are undefined."""
+        size = math.prod(shape)
+        held = self._held.get(name)
+        if held is None or held.dtype != dtype or held.size < size:
+            held = self._held[name] = np.empty(size, dtype=dtype)
+        return held[:size].reshape(shape)
 
 
 def limits(pieces: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -98,24 +117,3 @@ def detrended(window: NDArray[np.float64]) -> NDArray[np.float64]:
     window -= first
     window -= slope * np.arange(window.shape[1])
     return window
-
-
-def detrend_narrow(
-    pieces: Sequence[NDArray[Any]], low: NDArray[Any], high: NDArray[Any], out: NDArray[Any]
-) -> NDArray[np.intp]:
-    """Detrend whole windows of integers without going through float64.
-
-    Differences to the first sample are exact integers, and exact in float32 too as long as a
-    channel stays within `NARROW_COUNTS`. Returns the channels that do not, left undone.
-    """
-    if low.dtype.kind != "i":
-        return np.arange(low.size)
-    first, last = pieces[0][:, :1], pieces[-1][:, -1]
-    position = 0
-    for piece in pieces:
-        part = out[:, position : position + piece.shape[1]]
-        part[...] = np.subtract(piece, first, dtype=np.int32)
-        position += piece.shape[1]
-    slope = (last.astype(np.float64) - first[:, 0]) / (out.shape[1] - 1)
-    out -= slope.astype(out.dtype)[:, None] * np.arange(out.shape[1], dtype=out.dtype)
-    return np.flatnonzero(high.astype(np.float64) - low > NARROW_COUNTS)

@@ -68,6 +68,15 @@ def extract(
             metavar="N",
         ),
     ] = None,
+    fast: Annotated[
+        bool | None,
+        option(
+            RUNNING,
+            "Let numba compile the CPU's loops, or not. [default: where it is installed, for "
+            "more than some minutes of recording]",
+            negative="--no-fast",
+        ),
+    ] = None,
     loaders: LOADERS = None,
     on_missing: Annotated[
         Literal["skip", "error", "fill"],
@@ -142,6 +151,7 @@ def extract(
             scheduler=scheduler,
             scheduler_file=scheduler_file,
             workers=workers,
+            fast=fast,
             loaders=loaders,
             segment_minutes=segment_minutes,
             stall_minutes=stall_minutes,

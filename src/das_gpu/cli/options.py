@@ -67,10 +67,19 @@ Value = str | int | float | None
 
 
 def option(
-    group: Group, text: str, *, metavar: str | None = None, name: str | None = None
+    group: Group,
+    text: str,
+    *,
+    metavar: str | None = None,
+    name: str | None = None,
+    negative: str | None = None,
 ) -> Parameter:
-    """Describe an option: its group in the help, what it means, and what its value is called."""
-    return Parameter(name=name, group=group, help=text, metavar=metavar)
+    """Describe an option: its group in the help, what it means, and what its value is called.
+
+    ``negative`` is the option that says the contrary, for those that are neither by default.
+    """
+    contrary = () if negative is None else negative
+    return Parameter(name=name, group=group, help=text, metavar=metavar, negative=contrary)
 
 
 LOADERS = Annotated[

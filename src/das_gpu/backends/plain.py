@@ -1,0 +1,184 @@
+"""The loops of a tile row in NumPy and SciPy: always there, and what compiled ones are held to.
+
+See `das_gpu.backends.cpu.Steps` for what each does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from das_gpu.backends import Chain, window
+from das_gpu.backends.grey import in_float
+from das_gpu.backends.window import BandPass
+
+__all__ = ["band_pass", "envelope_db", "in_float", "medians", "percentiles"]
+
+NARROW_COUNTS = 1 << 17
+"""A window's range up to which its trend is taken off in float32: rounding is then under
+0.01 count."""
+MEDIAN_SAMPLES = 128
+"""Samples whose median over channels is taken at once."""
+LEVEL_CHANNELS = 16
+"""Channels whose common mode is taken off at once: the differences stay in cache."""
+DB_REFERENCE = 120.0
+"""20*log10(1/1e-6): the level of 1 count re 1e-6 count."""
+
+
+def detrended(pieces: Sequence[NDArray[Any]], out: NDArray[Any]) -> NDArray[np.bool_]:
+    """Without going through float64 where integers stay within `NARROW_COUNTS`.
+
+    Differences to a channel's first sample are then exact integers, and exact in float32 too.
+    """
+    low, high = window.limits(pieces)
+    live: NDArray[np.bool_] = np.isfinite(low) & np.isfinite(high) & (low != high)
+    if low.dtype.kind == "i":
+        _detrend_narrow(pieces, out)
+        wide = np.flatnonzero(high.astype(np.float64) - low > NARROW_COUNTS)
+    else:
+        wide = np.flatnonzero(live)
+    if wide.size:
+        some = [piece[wide] for piece in pieces]
+        out[wide] = window.detrended(np.concatenate(some, axis=1, dtype=np.float64))
+    out[~live] = 0
+    return live
+
+
+def _detrend_narrow(pieces: Sequence[NDArray[Any]], out: NDArray[Any]) -> None:
+    first, last = pieces[0][:, :1], pieces[-1][:, -1]
+    position = 0
+    for piece in pieces:
+        part = out[:, position : position + piece.shape[1]]
+        part[...] = np.subtract(piece, first, dtype=np.int32)
+        position += piece.shape[1]
+    slope = (last.astype(np.float64) - first[:, 0]) / (out.shape[1] - 1)
+    out -= slope.astype(out.dtype)[:, None] * np.arange(out.shape[1], dtype=out.dtype)
+
+
+def band_pass(chain: Chain) -> BandPass:
+    """By SciPy's transforms, or by its `sosfiltfilt` and transforms."""
+    if chain.weights is not None:
+        return _spectral(chain, chain.weights)
+    return _recursive(chain)
+
+
+def _spectral(chain: Chain, gains: NDArray[np.float64]) -> BandPass:
+    """One pair of SciPy's transforms does the band-pass, the analytic signal, the decimation."""
+    buffers = window.Buffers()
+    complex_type = np.result_type(chain.dtype, np.complex64)
+    core = slice(chain.core0 // chain.step, chain.core0 // chain.step + chain.tile_samples)
+
+    def band_pass(pieces: Sequence[NDArray[Any]], out: NDArray[Any]) -> NDArray[np.bool_]:
+        from scipy import fft
+
+        channels = out.shape[0]
+        real = buffers.array("detrended", (channels, chain.length), chain.dtype)
+        live = detrended(pieces, real)
+        spectrum = fft.rfft(real, axis=1, overwrite_x=True)
+        kept = (channels, chain.length // chain.step)
+        folded = buffers.array("folded", kept, complex_type)
+        fold(spectrum, gains, folded)
+        # norm="forward" leaves the inverse unscaled: the gains carry the 1/N.
+        out[...] = fft.ifft(folded, axis=1, norm="forward", overwrite_x=True)[:, core]
+        return live
+
+    return band_pass
+
+
+def fold(spectrum: NDArray[Any], gains: NDArray[np.float64], out: NDArray[Any]) -> None:
+    """One-sided spectrum times its gains, to ``out`` (channel, kept bin).
+
+    An analytic signal has no negative frequencies, so keeping every step-th sample moves each
+    bin down by whole multiples of the kept length, where they add; what none falls on is zero.
+    """
+    bins, length = gains.size, out.shape[1]
+    weights = gains.astype(out.real.dtype)
+    head = min(bins, length)
+    np.multiply(spectrum[:, :head], weights[:head], out=out[:, :head])
+    out[:, head:] = 0
+    for start in range(length, bins, length):
+        stop = min(start + length, bins)
+        out[:, : stop - start] += spectrum[:, start:stop] * weights[start:stop]
+
+
+def _recursive(chain: Chain) -> BandPass:
+    """SciPy's `sosfiltfilt`, decimation, then the analytic signal by a pair of transforms."""
+    core = slice(chain.core0 // chain.step, chain.core0 // chain.step + chain.tile_samples)
+
+    def band_pass(pieces: Sequence[NDArray[Any]], out: NDArray[Any]) -> NDArray[np.bool_]:
+        from scipy import fft, signal
+
+        (counts,) = pieces
+        filtered = signal.sosfiltfilt(
+            chain.sections, counts, axis=1, padtype="odd", padlen=chain.padding
+        )
+        kept = np.ascontiguousarray(filtered[:, :: chain.step], dtype=chain.dtype)
+        length = kept.shape[1]
+        spectrum = fft.rfft(kept, axis=1, overwrite_x=True)
+        one_sided = np.zeros((kept.shape[0], length), dtype=spectrum.dtype)
+        one_sided[:, : spectrum.shape[1]] = spectrum
+        one_sided[:, 1 : (length + 1) // 2] *= 2
+        out[...] = fft.ifft(one_sided, axis=1, overwrite_x=True)[:, core]
+        return np.asarray(counts.any(axis=1))
+
+    return band_pass
+
+
+def medians(
+    values: NDArray[Any], channels: NDArray[np.intp], start: int, stop: int, out: NDArray[Any]
+) -> None:
+    """By sorting, on blocks of samples turned so that channels are contiguous.
+
+    NumPy's sort uses vector instructions where its partition around two places does not: at
+    1,000 values a sample it is five times faster.
+    """
+    parts = out.view(values.real.dtype).reshape(-1, 2)
+    n = channels.size
+    for begin in range(start, stop, MEDIAN_SAMPLES):
+        end = min(begin + MEDIAN_SAMPLES, stop)
+        picked = values[channels, begin:end]
+        for part, one in enumerate((picked.real, picked.imag)):
+            turned = np.ascontiguousarray(one.T)
+            turned.sort(axis=1)
+            parts[begin:end, part] = (turned[:, (n - 1) // 2] + turned[:, n // 2]) / 2
+
+
+def envelope_db(values: NDArray[Any], common: NDArray[Any] | None, out: NDArray[Any]) -> None:
+    """A few channels at a time."""
+    for k in range(0, out.shape[0], LEVEL_CHANNELS):
+        rows, levels = values[k : k + LEVEL_CHANNELS], out[k : k + LEVEL_CHANNELS]
+        if common is not None:
+            rows = rows - common
+        np.square(rows.real, out=levels)
+        levels += np.square(rows.imag)
+        with np.errstate(divide="ignore"):
+            np.log10(levels, out=levels)
+        levels *= 10
+        levels += DB_REFERENCE
+
+
+def percentiles(
+    tile: NDArray[Any],
+    live: NDArray[np.bool_],
+    least: float,  # noqa: ARG001 - the compiled way needs them
+    greatest: float,  # noqa: ARG001
+    percents: tuple[float, float],
+) -> tuple[float, float]:
+    """Each order statistic has a partition of its own: around a single place it is vectorised."""
+    flat = (tile if live.all() else tile[live]).flatten()
+    low, high = (percent / 100 * (flat.size - 1) for percent in percents)
+    upper = _interpolated(flat, high)
+    return _interpolated(flat, low), upper
+
+
+def _interpolated(flat: NDArray[Any], place: float) -> float:
+    """Order statistic at a fractional place of ``flat``, which is partitioned there."""
+    whole = int(place)
+    flat.partition(whole)
+    below = float(flat[whole])
+    if whole + 1 == flat.size:
+        return below
+    return below + (place - whole) * (float(flat[whole + 1 :].min()) - below)
