@@ -29,6 +29,7 @@ from das_gpu.errors import (
     SourceError,
 )
 from das_gpu.locations import Location
+from das_gpu.metadata import ArrayMetadata
 from das_gpu.store import Store
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ class StoredArray:
     ----------
     name : str
         Key prefix of the array below the location: its name in the group.
-    metadata : zarr ArrayV2Metadata or ArrayV3Metadata
-        As Zarr parsed it.
+    metadata : ArrayMetadata, or zarr ArrayV2Metadata or ArrayV3Metadata
+        As `das_gpu.metadata` understood it or, where it did not, as Zarr parsed it.
     store : Store
         Opened at the group's place.
 
@@ -73,12 +74,15 @@ class StoredArray:
     """
 
     def __init__(
-        self, name: str, metadata: ArrayV2Metadata | ArrayV3Metadata, store: Store
+        self,
+        name: str,
+        metadata: ArrayMetadata | ArrayV2Metadata | ArrayV3Metadata,
+        store: Store,
     ) -> None:
         self.name = name
         self._metadata = metadata
         self._store = store
-        stored = np.dtype(metadata.dtype.to_native_dtype())
+        stored = _stored_dtype(metadata)
         self.shape: tuple[int, ...] = tuple(metadata.shape)
         self.dtype: np.dtype[Any] = stored.newbyteorder("=")
         self.chunk_shape, self._shard_shape = _grid(name, metadata)
@@ -266,6 +270,8 @@ class StoredArray:
     ) -> int:
         from das_gpu.pipeline import ObjectAbsentError, read_chunk
 
+        if isinstance(self._metadata, ArrayMetadata):
+            raise AssertionError  # plain chunks are decoded here
         box = tuple(
             slice(i * c, min((i + 1) * c, n))
             for i, c, n in zip(index, self.chunk_shape, self.shape, strict=True)
@@ -314,12 +320,21 @@ class StoredArray:
         )
 
 
+def _stored_dtype(
+    metadata: ArrayMetadata | ArrayV2Metadata | ArrayV3Metadata,
+) -> np.dtype[Any]:
+    if isinstance(metadata, ArrayMetadata):
+        return metadata.stored
+    return np.dtype(metadata.dtype.to_native_dtype())
+
+
 def _grid(
-    name: str, metadata: ArrayV2Metadata | ArrayV3Metadata
+    name: str, metadata: ArrayMetadata | ArrayV2Metadata | ArrayV3Metadata
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     """Chunk shape, and the shard's when chunks are gathered in shards."""
     try:
-        chunks, shards = tuple(metadata.chunks), metadata.shards
+        chunks = tuple(metadata.chunks)
+        shards = None if isinstance(metadata, ArrayMetadata) else metadata.shards
     except NotImplementedError as exc:
         raise SourceError(
             f"The chunks of {name} form no regular grid; das-gpu reads regular grids only."
@@ -330,7 +345,7 @@ def _grid(
 
 
 def _dims(
-    metadata: ArrayV2Metadata | ArrayV3Metadata, attributes: Mapping[str, Any]
+    metadata: ArrayMetadata | ArrayV2Metadata | ArrayV3Metadata, attributes: Mapping[str, Any]
 ) -> tuple[str, ...]:
     """Dimension names from the metadata or, as xarray writes them in format 2, an attribute."""
     named = getattr(metadata, "dimension_names", None) or attributes.get("_ARRAY_DIMENSIONS")

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from das_gpu.metadata import ArrayMetadata, Settings
 
 if TYPE_CHECKING:
     from zarr.core.metadata import ArrayV2Metadata, ArrayV3Metadata
@@ -40,22 +42,24 @@ class Codec:
     _compressor: str
 
     @classmethod
-    def of(cls, metadata: ArrayV2Metadata | ArrayV3Metadata, stored: np.dtype[Any]) -> Codec:
+    def of(
+        cls, metadata: ArrayMetadata | ArrayV2Metadata | ArrayV3Metadata, stored: np.dtype[Any]
+    ) -> Codec:
         """Read the encoding of an array whose stored dtype is ``stored``."""
+        if isinstance(metadata, ArrayMetadata):
+            return cls._plain(metadata)
         if metadata.zarr_format == 2:
             filters, last = list(metadata.filters or ()), metadata.compressor
             configs = [dict(one.get_config()) for one in (*filters, last) if one is not None]
-            text = " ".join(_step(config, "id") for config in configs) or "none"
-            text += f" {stored.str}" + ("" if metadata.order == "C" else " order F")
+            chain = [(str(config.pop("id")), config) for config in configs]
+            text = _of_v2(chain, stored) + ("" if metadata.order == "C" else " order F")
             plain = not filters and metadata.order == "C"
-            name = configs[-1]["id"] if configs else "none"
+            name = chain[-1][0] if chain else "none"
             return cls(text, _DECODERS.get(name) if plain else None, not stored.isnative, name)
-        chain: list[dict[str, Any]] = [dict(one.to_dict()) for one in metadata.codecs]
-        names = [str(one["name"]) for one in chain]
-        settings: list[dict[str, Any]] = [dict(one.get("configuration") or {}) for one in chain]
-        text = " ".join(
-            _step({**one, "name": n}, "name") for n, one in zip(names, settings, strict=True)
-        )
+        known: list[dict[str, Any]] = [dict(one.to_dict()) for one in metadata.codecs]
+        names = [str(one["name"]) for one in known]
+        settings: list[dict[str, Any]] = [dict(one.get("configuration") or {}) for one in known]
+        text = _of_v3(list(zip(names, settings, strict=True)))
         plain = names[:1] == ["bytes"] and len(names) <= 2
         endian = settings[0].get("endian") or sys.byteorder
         decoder = _DECODERS.get((*names, "none")[1]) if plain else None
@@ -63,6 +67,13 @@ class Codec:
         steps = [str(one["name"]) for one in inner] if inner else names
         outermost = [name for name in steps if name != "crc32c"][-1]
         return cls(text, decoder, endian != sys.byteorder, outermost)
+
+    @classmethod
+    def _plain(cls, metadata: ArrayMetadata) -> Codec:
+        two, stored = metadata.zarr_format == 2, metadata.stored
+        text = _of_v2(metadata.steps, stored) if two else _of_v3(metadata.steps)
+        name = metadata.compressor
+        return cls(text, _DECODERS[name], not stored.isnative, name)
 
     @property
     def plain(self) -> bool:
@@ -101,9 +112,17 @@ class Codec:
             raise ValueError(f"it declares {size} bytes where at most {limit} are expected")
 
 
-def _step(config: Mapping[str, Any], name: str) -> str:
-    rest = ", ".join(f"{key}={config[key]}" for key in sorted(config) if key != name)
-    return f"{config[name]}({rest})"
+def _of_v2(chain: Sequence[tuple[str, Settings]], stored: np.dtype[Any]) -> str:
+    """Describe an encoding of format 2."""
+    return f"{_of_v3(chain) or 'none'} {stored.str}"
+
+
+def _of_v3(chain: Sequence[tuple[str, Settings]]) -> str:
+    """Describe an encoding of format 3, whose steps say the byte order too."""
+    return " ".join(
+        f"{name}({', '.join(f'{key}={settings[key]}' for key in sorted(settings))})"
+        for name, settings in chain
+    )
 
 
 def _check_size(found: int, expected: int, what: str) -> None:

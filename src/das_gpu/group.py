@@ -8,17 +8,17 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from das_gpu.chunks import StoredArray
 from das_gpu.errors import AccessDeniedError, DasGpuError, SourceError, SourceNotFoundError
 from das_gpu.locations import Location
+from das_gpu.metadata import GroupMetadata, ZarrFormat, parse_group
 from das_gpu.store import Access, Store
 
 if TYPE_CHECKING:
     import zarr
 
-_Format = Literal[2, 3]
 _LOG = logging.getLogger(__name__)
 
 # Tried one by one where a store lets nobody list it.
@@ -37,7 +37,7 @@ class Group:
     """The arrays and attributes of the Zarr group at a location."""
 
     location: Location
-    zarr_format: _Format
+    zarr_format: ZarrFormat
     arrays: Mapping[str, StoredArray]
     attributes: Mapping[str, Any]
 
@@ -91,6 +91,9 @@ def read_group(
     store = Store(location, access)
     documents = _Documents(store.within(_METADATA_PATIENCE_S))
     zarr_format = documents.collect(list(asked))
+    if (plain := documents.plain(zarr_format)) is not None:
+        stored = {name: StoredArray(name, one, store) for name, one in plain.arrays.items()}
+        return Group(location, zarr_format, stored, dict(plain.attributes))
     try:
         group = documents.open(zarr_format)
         arrays = {
@@ -108,7 +111,7 @@ def read_group(
 
 
 class _Documents:
-    """The metadata documents of a group, fetched side by side, for Zarr to parse from memory."""
+    """The metadata documents of a group, fetched side by side, to be parsed from memory."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -116,7 +119,7 @@ class _Documents:
         self._asked: list[str] = []
         self._bytes = 0
 
-    def collect(self, asked: list[str]) -> _Format:
+    def collect(self, asked: list[str]) -> ZarrFormat:
         """Fetch all there is to fetch; give the group's format."""
         self._asked = asked
         self._fetch("zarr.json", ".zmetadata", ".zgroup", ".zattrs")
@@ -131,7 +134,11 @@ class _Documents:
             self._fetch(*(f"{name}/{end}" for name in self._members() for end in ends))
         return 2
 
-    def open(self, zarr_format: _Format) -> zarr.Group:
+    def plain(self, zarr_format: ZarrFormat) -> GroupMetadata | None:
+        """What the documents say, where Zarr is not needed to understand them."""
+        return parse_group(self._found, zarr_format, self._asked)
+
+    def open(self, zarr_format: ZarrFormat) -> zarr.Group:
         """Let Zarr parse the documents."""
         import zarr
         from zarr.core.buffer import default_buffer_prototype

@@ -2,8 +2,9 @@
 
 The scaling to grey levels happens before, in the backend; what comes here is final. The
 PNG writer exists because a general one spends several times as long on choosing row filters
-and searching matches as noise-like envelopes repay: here each row gets the Sub filter and
-zlib's quickest deflate. ISA-L's is four times as quick again, but was seen to encode the same
+and searching matches as noise-like envelopes repay: here each row gets the Sub filter and zlib
+looks for nothing but runs of one byte: 5 % more bytes than with its quickest search, in three
+quarters of the time. ISA-L's deflate is four times as quick again, but was seen to encode the same
 pixels into other bytes once in some hundred images, and a rerun must give the same files.
 Format: PNG specification, third edition, https://www.w3.org/TR/png-3/.
 """
@@ -23,6 +24,8 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREYSCALE = 0
 _SUB_FILTER = 1
 _DEFLATE_LEVEL = 1
+_WINDOW_BITS = 15
+_MEMORY_LEVEL = 9
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NS_PER_S = 1_000_000_000
@@ -54,7 +57,10 @@ def encode_png(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
     height, width = pixels.shape
     bit_depth = 8 * pixels.dtype.itemsize
     header = struct.pack(">IIBBBBB", width, height, bit_depth, _GREYSCALE, 0, 0, 0)
-    data = zlib.compress(_sub_filtered(pixels).data, _DEFLATE_LEVEL)
+    deflate = zlib.compressobj(
+        _DEFLATE_LEVEL, zlib.DEFLATED, _WINDOW_BITS, _MEMORY_LEVEL, zlib.Z_RLE
+    )
+    data = deflate.compress(_sub_filtered(pixels).data) + deflate.flush()
     return b"".join(
         (_SIGNATURE, _chunk(b"IHDR", header), _chunk(b"IDAT", data), _chunk(b"IEND", b""))
     )
