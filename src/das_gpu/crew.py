@@ -110,10 +110,9 @@ def hire(hiring: Hiring) -> Iterator[Crew]:
         return
     match hiring.cluster:
         case None:
-            selected = backends.select(
-                hiring.backend, hiring.workers or host.processors(), hiring.fast
-            )
-            yield Crew(Here(), host.processors(), selected, remote=False)
+            processors = hiring.workers or host.processors()
+            selected = backends.select(hiring.backend, processors, hiring.fast)
+            yield Crew(Here(), processors, selected, remote=False)
         case "local":
             from das_gpu import cluster
 
