@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from das_gpu.backends import Picture, cpu, grey, plain, select
+from das_gpu.backends import Picture, cpu, fast, grey, plain, select
 from das_gpu.backends.window import HostRing, detrended, gather
 from das_gpu.errors import UsageError
 from das_gpu.model import RingLayout, RowWindow, Span, Status
@@ -190,3 +190,24 @@ def test_a_tile_of_one_level_is_black_not_a_division_by_zero():
 def test_another_word_than_auto_cpu_or_gpu_is_refused():
     with pytest.raises(UsageError, match="'tpu'"):
         select("tpu", 1)
+
+
+def test_loops_are_compiled_where_numba_is_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr(fast, "installed", lambda: True)
+    chosen = select("cpu", 1)
+    assert (chosen.backend.compiled, chosen.reason) == (True, "asked for; numba compiles its loops")
+    assert select("cpu", 1, compiled=False).backend.compiled is False
+    monkeypatch.setattr(fast, "installed", lambda: False)
+    assert select("cpu", 1).backend.compiled is False
+    with pytest.raises(UsageError, match=r"das-gpu\[fast\]"):
+        select("cpu", 1, compiled=True)
+
+
+def test_a_numba_that_fails_leaves_the_work_to_numpy_and_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(fast, "first_missing", lambda *_: "numba has a broken leg.")
+    z = np.array([[1 + 1j, 2 + 0j]], np.complex64)
+    layout = RingLayout(0, (0, 2), 1, 1, "int32", (0, 1), False)
+    with cpu.CpuBackend(compiled=True).workspace(layout, chain(1, 1, 2)) as work:
+        common = work.common_mode(cpu.Signal(z, np.array([True])))
+    np.testing.assert_array_equal(common, z[0])
+    assert "NumPy does what compiled loops would do sooner: numba has a broken leg." in caplog.text

@@ -60,42 +60,57 @@ def undisturbed(store, tmp_path_factory) -> Path:
 # --- the cut changes no pixel -----------------------------------------------------------------
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["NumPy", "compiled"])
+def loops(request, store, tmp_path_factory) -> tuple[bool, Path]:
+    """Whether loops are compiled, and what they make when nothing else is special."""
+    if request.param:
+        pytest.importorskip("numba", reason="the extra `fast` is not installed")
+    out = tmp_path_factory.mktemp("loops") / "out"
+    extract(store, out, small(median__kind="channel"), fast=request.param)
+    return request.param, out
+
+
 @pytest.mark.parametrize("segment_minutes", [0.001, 0.1, 0.16, 60])
-def test_no_segment_length_changes_a_pixel(store, undisturbed, tmp_path, segment_minutes):
-    out = tmp_path / "out"
-    extract(store, out, small(median__kind="channel"), segment_minutes=segment_minutes)
-    ours, theirs = images(out), images(undisturbed)
+def test_no_segment_length_changes_a_pixel(store, loops, tmp_path, segment_minutes):
+    compiled, expected = loops
+    out, recipe = tmp_path / "out", small(median__kind="channel")
+    extract(store, out, recipe, segment_minutes=segment_minutes, fast=compiled)
+    ours, theirs = images(out), images(expected)
     assert ours.keys() == theirs.keys()
     assert all((ours[key] == theirs[key]).all() for key in theirs)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
-def test_no_worker_count_changes_a_byte(store, undisturbed, tmp_path, workers):
-    extract(store, tmp_path / "out", small(median__kind="channel"), workers=workers)
-    assert files(tmp_path / "out") == files(undisturbed)
+def test_no_worker_count_changes_a_byte(store, loops, tmp_path, workers):
+    compiled, expected = loops
+    recipe = small(median__kind="channel")
+    extract(store, tmp_path / "out", recipe, workers=workers, fast=compiled)
+    assert files(tmp_path / "out") == files(expected)
 
 
 @pytest.mark.parametrize("batch_channels", [1, 7, 36, 500])
 @pytest.mark.parametrize("loaders", [1, 6])
 def test_no_batch_size_or_loader_count_changes_a_byte(
-    store, undisturbed, tmp_path, batch_channels, loaders
+    store, loops, tmp_path, batch_channels, loaders
 ):
+    compiled, expected = loops
     archive, plan = prepare(store, small(median__kind="channel"))
-    backend = CpuBackend(1, batch_channels)
+    backend = CpuBackend(1, batch_channels, compiled=compiled)
     extract_segment(archive, plan, 0, backend, open_sink(tmp_path), loaders=loaders)
-    made = {name: data for name, data in files(undisturbed).items() if name.startswith("images")}
+    made = {name: data for name, data in files(expected).items() if name.startswith("images")}
     assert files(tmp_path) == made
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chunks", [(36, 6000), (5, 64), (36, 1), (1, 6000), (7, 999)])
-def test_no_chunk_shape_changes_a_pixel(samples, undisturbed, tmp_path, chunks):
+def test_no_chunk_shape_changes_a_pixel(samples, loops, tmp_path, chunks):
     if chunks == (36, 1):
         samples, chunks = samples[:, :1300], (36, 13)
     store = write_archive(tmp_path / "b.zarr", samples, 200.0, chunks)
+    compiled, expected = loops
     out = tmp_path / "out"
-    extract(store, out, small(median__kind="channel"))
-    theirs = images(undisturbed)
+    extract(store, out, small(median__kind="channel"), fast=compiled)
+    theirs = images(expected)
     for record in lines(out / "metadata.jsonl"):
         if record["status"] == "ok":
             key = record["sample_start"], record["channel_start"]
