@@ -456,6 +456,31 @@ def test_wrong_command_lines_are_told_in_one_line(
         assert "--help" in answer.err
 
 
+@pytest.mark.parametrize(
+    ("flags", "environment", "compiled"),
+    [([], None, False), (["--fast"], None, True), ([], "yes", True), (["--no-fast"], "yes", False)],
+    ids=["too little to do", "asked for", "by the environment", "refused"],
+)
+def test_loops_are_compiled_when_there_is_enough_to_do_or_when_asked(
+    run: Runner,
+    archive: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    environment: str | None,
+    compiled: bool,
+) -> None:
+    pytest.importorskip("numba", reason="the extra `fast` is not installed")
+    if environment is not None:
+        monkeypatch.setenv("DAS_GPU_FAST", environment)
+    out = tmp_path / "out"
+    answer = run("extract", archive, out, *SMALL, "--backend", "cpu", *flags)
+    assert answer.code == 0
+    assert ("numba compiles its loops" in answer.err) is compiled
+    backend = json.loads((out / "run.json").read_text())["backend"]
+    assert ("numba" in backend["reason"]) is compiled
+
+
 def test_explicit_gpu_that_is_not_there_is_refused(
     run: Runner, archive: Path, tmp_path: Path
 ) -> None:
