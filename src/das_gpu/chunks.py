@@ -270,8 +270,7 @@ class StoredArray:
     ) -> int:
         from das_gpu.pipeline import ObjectAbsentError, read_chunk
 
-        if isinstance(self._metadata, ArrayMetadata):
-            raise AssertionError  # plain chunks are decoded here
+        known: Any = self._metadata  # Zarr's own: a plain array's chunks are not read here
         box = tuple(
             slice(i * c, min((i + 1) * c, n))
             for i, c, n in zip(index, self.chunk_shape, self.shape, strict=True)
@@ -282,7 +281,7 @@ class StoredArray:
             return read_chunk(
                 self._store,
                 self.name,
-                self._metadata,
+                known,
                 box,
                 out,
                 check=partial(self._check_stored_size, key),

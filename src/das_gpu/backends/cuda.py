@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from das_gpu.backends.devicememory import DeviceMemory
-from das_gpu.backends.launch import Launch
 from das_gpu.errors import DeviceError
+
+if TYPE_CHECKING:
+    from das_gpu.backends.launch import Launch
 
 _log = logging.getLogger(__name__)
 
@@ -246,6 +247,8 @@ def _look_for_compiler() -> str:
 
 def _look_for_transforms() -> str:
     import cupy
+
+    from das_gpu.backends.devicememory import DeviceMemory
 
     memory, cufft = DeviceMemory(cupy), cupy.cuda.cufft
     stream = cupy.cuda.Stream(non_blocking=True)

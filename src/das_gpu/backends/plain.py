@@ -67,13 +67,13 @@ def band_pass(chain: Chain) -> BandPass:
 
 def _spectral(chain: Chain, gains: NDArray[np.float64]) -> BandPass:
     """One pair of SciPy's transforms does the band-pass, the analytic signal, the decimation."""
+    from scipy import fft
+
     buffers = window.Buffers()
     complex_type = np.result_type(chain.dtype, np.complex64)
     core = slice(chain.core0 // chain.step, chain.core0 // chain.step + chain.tile_samples)
 
     def band_pass(pieces: Sequence[NDArray[Any]], out: NDArray[Any]) -> NDArray[np.bool_]:
-        from scipy import fft
-
         channels = out.shape[0]
         real = buffers.array("detrended", (channels, chain.length), chain.dtype)
         live = detrended(pieces, real)
@@ -106,11 +106,11 @@ def fold(spectrum: NDArray[Any], gains: NDArray[np.float64], out: NDArray[Any]) 
 
 def _recursive(chain: Chain) -> BandPass:
     """SciPy's `sosfiltfilt`, decimation, then the analytic signal by a pair of transforms."""
+    from scipy import fft, signal
+
     core = slice(chain.core0 // chain.step, chain.core0 // chain.step + chain.tile_samples)
 
     def band_pass(pieces: Sequence[NDArray[Any]], out: NDArray[Any]) -> NDArray[np.bool_]:
-        from scipy import fft, signal
-
         (counts,) = pieces
         filtered = signal.sosfiltfilt(
             chain.sections, counts, axis=1, padtype="odd", padlen=chain.padding
