@@ -173,51 +173,6 @@ def medians(
             out[begin + i] = (places[0] + places[1]) / values.dtype.type(2)
 
 
-@compiled_loop()
-def detrend(
-    held: NDArray[Any],
-    width: int,
-    position: int,
-    first: NDArray[np.float64],
-    slope: NDArray[np.float64],
-    out: NDArray[Any],
-    live: NDArray[np.uint8],
-) -> None:
-    """One column of chunks, ``width`` samples of each channel, to its place in the window.
-
-    The least two bits of ``live`` say: a sample differs from the first, one is not finite.
-    """
-    for k in range(held.shape[0]):
-        samples = held[k][:width]
-        target = out[k][position : position + width]
-        origin, rise = first[k], slope[k]
-        moved, broken = False, False
-        for i in range(width):
-            value = np.float64(samples[i])
-            away = value - origin
-            moved |= away != 0.0
-            broken |= value - value != 0.0
-            target[i] = away - rise * np.float64(np.int32(position + i))
-        live[k] |= np.uint8(moved) | np.uint8(2 * broken)
-
-
-@compiled_loop()
-def fold(spectrum: NDArray[Any], gains: NDArray[Any], out: NDArray[Any]) -> None:
-    """Spectrum times gains, its end added to its beginning as decimation does."""
-    length, used = out.shape[1], gains.size
-    for k in range(spectrum.shape[0]):
-        source, target = spectrum[k], out[k]
-        head = min(used, length)
-        for i in range(head):
-            target[i] = source[i] * gains[i]
-        target[head:] = 0
-        for start in range(length, used, length):
-            part = source[start : min(start + length, used)]
-            weights = gains[start : start + part.size]
-            for i in range(part.size):
-                target[i] += part[i] * weights[i]
-
-
 @compiled_loop("contract")
 def _level_32(power: Any) -> Any:
     """``10*log10(power) + 120`` in float32: an octave and a series of the rest of it.

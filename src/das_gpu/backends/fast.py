@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from das_gpu import filters
 from das_gpu.backends import Chain, Picture, plain
+from das_gpu.backends.analytic import AnalyticPlan, supported
 from das_gpu.backends.window import BandPass, Buffers
-from das_gpu.errors import UsageError
 
 REMEDY = "`pip install das-gpu[fast]` brings what fits; without it NumPy does the work."
 
@@ -50,24 +50,24 @@ def first_missing(dtype: np.dtype[Any], held: np.dtype[Any], highest: int = 255)
     if not installed():
         return f"numba is not installed. {REMEDY}"
     try:
-        from numba.core.errors import NumbaError
-
         from das_gpu.backends import compiledimage  # noqa: F401 - it is the import that may fail
     except (ImportError, OSError) as error:
         return f"numba cannot be imported: {error}. {REMEDY}"
     try:
         _rehearse(dtype, held, highest)
-    except (NumbaError, OSError, RuntimeError) as error:
-        return f"numba cannot compile or keep what it compiled: {error}. {REMEDY}"
+    except Exception as error:  # noqa: BLE001 - whatever ails a compiler, there is another way
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        return f"numba cannot compile or keep what it compiled ({said}). {REMEDY}"
     return None
 
 
 def _rehearse(dtype: np.dtype[Any], held: np.dtype[Any], highest: int) -> None:
-    real = np.empty((2, 4), dtype)
-    live = detrended([np.arange(8, dtype=held).reshape(2, 4)], real)
     signal = np.empty((2, 4), np.result_type(dtype, np.complex64))
-    fold(real.astype(signal.dtype), np.ones(4), signal)
-    common = np.empty(4, signal.dtype)
+    plan = AnalyticPlan(8, 4, np.ones(4), 0, 4, dtype)
+    room = np.empty(plan.room_size, dtype)
+    for pieces in (held, np.dtype(np.float64)):  # mirrored windows are float64
+        live = plan.apply([np.arange(16, dtype=pieces).reshape(2, 8)], room, signal)
+    real, common = np.empty((2, 4), dtype), np.empty(4, signal.dtype)
     medians(signal, np.arange(2), 0, 4, common)
     envelope_db(signal, common, real)
     real[...] = np.arange(8).reshape(2, 4)
@@ -76,105 +76,18 @@ def _rehearse(dtype: np.dtype[Any], held: np.dtype[Any], highest: int) -> None:
 
 
 def band_pass(chain: Chain) -> BandPass:
-    """By compiled loops around SciPy's transforms; sections by SciPy's `sosfiltfilt`."""
-    if chain.weights is None:
+    """By compiled transforms, many channels side by side; what they cannot do, as `plain` does."""
+    length, kept = chain.length, chain.length // chain.step
+    if chain.weights is None or not supported(length, kept):
         return plain.band_pass(chain)
-    gains, buffers = chain.weights, Buffers()
-    complex_type = np.result_type(chain.dtype, np.complex64)
-    core = slice(chain.core0 // chain.step, chain.core0 // chain.step + chain.tile_samples)
+    first = chain.core0 // chain.step
+    plan = AnalyticPlan(length, kept, chain.weights, first, chain.tile_samples, chain.dtype)
+    buffers = Buffers()
 
-    def spectral(pieces: Sequence[NDArray[Any]], out: NDArray[Any]) -> NDArray[np.bool_]:
-        from scipy import fft
+    def apply(pieces: Sequence[NDArray[Any]], out: NDArray[Any]) -> NDArray[np.bool_]:
+        return plan.apply(pieces, buffers.array("room", (plan.room_size,), chain.dtype), out)
 
-        channels = out.shape[0]
-        real = buffers.array("detrended", (channels, chain.length), chain.dtype)
-        live = detrended(pieces, real)
-        spectrum = fft.rfft(real, axis=1, overwrite_x=True)
-        kept = (channels, chain.length // chain.step)
-        folded = buffers.array("folded", kept, complex_type)
-        fold(spectrum, gains, folded)
-        # norm="forward" leaves the inverse unscaled: the gains carry the 1/N.
-        out[...] = fft.ifft(folded, axis=1, norm="forward", overwrite_x=True)[:, core]
-        return live
-
-    return spectral
-
-
-def detrended(pieces: Sequence[NDArray[Any]], out: NDArray[Any]) -> NDArray[np.bool_]:
-    """Samples of whole windows less the straight line through each channel's first and last.
-
-    Computed in float64 in registers, so that any counts come out to a rounding of ``out``'s
-    own type; nothing but ``out`` is written.
-
-    Parameters
-    ----------
-    pieces : sequence of (channel, sample) arrays
-        Integers or floats that follow one another in time, at least one sample each.
-    out : (channel, sample) array of float32 or float64, C-contiguous
-        Filled; as many samples as all pieces together, at least two.
-
-    Returns
-    -------
-    (channel,) bool array
-        Which channels live: those not constant and finite throughout. The others are zeros.
-
-    Raises
-    ------
-    UsageError
-        When the pieces do not fill ``out``.
-    """
-    from das_gpu.backends import compiled
-
-    length = sum(piece.shape[1] for piece in pieces)
-    if length != out.shape[1] or length < 2:
-        raise UsageError(
-            f"A window of {out.shape[1]} samples was to be made of pieces with {length} samples "
-            "together; a window that is not whole has to be mirrored at its ends first."
-        )
-    first = pieces[0][:, 0].astype(np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        slope = (pieces[-1][:, -1].astype(np.float64) - first) / (length - 1)
-    state = np.zeros(first.size, np.uint8)
-    position = 0
-    for piece in pieces:
-        width = piece.shape[1]
-        compiled.detrend(_whole_rows(piece), width, position, first, slope, out, state)
-        position += width
-    live: NDArray[np.bool_] = state == 1
-    out[~live] = 0
-    return live
-
-
-def _whole_rows(piece: NDArray[Any]) -> NDArray[Any]:
-    """A view of ``piece`` whose rows are as long as they lie apart, hence C-contiguous.
-
-    What follows the piece's own samples in a row must not be read: of the last row it may lie
-    beyond the memory.
-    """
-    if piece.flags.c_contiguous:
-        return piece
-    apart, step = piece.strides
-    if step != piece.itemsize or apart < piece.shape[1] * step or apart % step:
-        return np.ascontiguousarray(piece)
-    return np.lib.stride_tricks.as_strided(piece, (piece.shape[0], apart // step))
-
-
-def fold(spectrum: NDArray[Any], gains: NDArray[np.float64], out: NDArray[Any]) -> None:
-    """One-sided spectrum times its gains, folded to the length that is kept.
-
-    Parameters
-    ----------
-    spectrum : (channel, bin) complex array
-        At least as many bins as there are gains.
-    gains : (bin,) float64 array
-    out : (channel, kept bin) complex array of the spectrum's type, C-contiguous
-        Filled: bin j of the product is added to bin j modulo its length; zero beyond.
-    """
-    from das_gpu.backends import compiled
-
-    real = out.real.dtype
-    twice = np.repeat(gains.astype(real), 2)
-    compiled.fold(np.ascontiguousarray(spectrum).view(real), twice, out.view(real))
+    return apply
 
 
 def medians(
