@@ -110,12 +110,14 @@ def floored(levels: NDArray[Any]) -> NDArray[Any]:
 
 
 @contextmanager
-def das_gpu(asked: Job, *, tile_s: float | None, dtype: str, linear: bool) -> Iterator[Pass]:
+def das_gpu(
+    asked: Job, *, tile_s: float | None, dtype: str, linear: bool, compiled: bool = True
+) -> Iterator[Pass]:
     """The CPU backend over a full ring: its analytic signal, then the envelope.
 
     Tile by tile with halos, as a run does; or, where no length of a tile is given, over all
     samples at once and without halos, as the peers do. The envelope is the backend's, in dB, or
-    the analytic signal's magnitude, as the peers'.
+    the analytic signal's magnitude, as the peers'. Loops are ``compiled`` by numba, or NumPy's.
 
     Raises
     ------
@@ -173,7 +175,7 @@ def das_gpu(asked: Job, *, tile_s: float | None, dtype: str, linear: bool) -> It
         for row in range(laid.rows)
     ]
     envelope = np.empty((asked.channels, laid.rows * laid.tile_samples), dtype=chain.dtype)
-    backend: Backend = CpuBackend(threads=1)
+    backend: Backend = CpuBackend(threads=1, compiled=compiled)
     with backend.workspace(layout, chain) as work:
         for first, block in asked.blocks():
             with work.ring.room(layout.first, first, first + len(block)) as room:
@@ -282,7 +284,7 @@ def das4whales(asked: Job, *, defaults: bool) -> Iterator[Pass]:
 
 SPECTRAL = (
     "straight line through both ends taken off; squared response and Hilbert transform in one "
-    "pair of transforms"
+    "pair of transforms, compiled by numba"
 )
 FORTH_AND_BACK = "second-order sections forwards and backwards with odd padding"
 WAYS: Mapping[str, Way] = {
@@ -291,6 +293,12 @@ WAYS: Mapping[str, Way] = {
         True,
         f"float32 from integer counts; {SPECTRAL}",
         partial(das_gpu, tile_s=None, dtype="float32", linear=True),
+    ),
+    "das-gpu, NumPy": Way(
+        "das-gpu",
+        True,
+        "the same without numba: SciPy's transforms, NumPy's loops",
+        partial(das_gpu, tile_s=None, dtype="float32", linear=True, compiled=False),
     ),
     "das-gpu, dB": Way(
         "das-gpu",

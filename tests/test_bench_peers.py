@@ -141,7 +141,7 @@ def outcome(peers: ModuleType, way: str, *seconds: float):
     return peers.Outcome(way, runs, {})
 
 
-OURS = ("das-gpu", "das-gpu, dB", "das-gpu, float64", "das-gpu, tiles")
+OURS = ("das-gpu", "das-gpu, NumPy", "das-gpu, dB", "das-gpu, float64", "das-gpu, tiles")
 PEERS = (
     *("dascore", "dascore, defaults", "xdas", "xdas, defaults"),
     *("daspy", "daspy, detrended", "daspy, defaults", "das4whales", "das4whales, defaults"),
