@@ -34,7 +34,7 @@ from typing import Any
 import scipy.fft
 
 from das_gpu import segment
-from das_gpu.backends import cpu, plain, window
+from das_gpu.backends import analytic, cpu, plain, window
 from das_gpu.chunks import StoredArray
 from das_gpu.codec import Codec
 from das_gpu.host import processors
@@ -56,6 +56,8 @@ TILE_SECONDS = 15.0
 WAITS = ("wait for chunks", "wait for room", "wait for threads")
 """Only the clock on the wall runs there."""
 REST = "Python's rest"
+WAYS = {"numpy": False, "compiled": True}
+"""Whether loops are compiled."""
 
 
 @dataclass
@@ -153,6 +155,7 @@ PLACES: tuple[tuple[object, str, str], ...] = (
     (scipy.fft, "rfft", "FFT forward"),
     (scipy.fft, "ifft", "FFT inverse"),
     (plain, "fold", "gains and folding"),
+    (analytic.AnalyticPlan, "apply", "gather, FFTs, gains: compiled"),
     (Processor, "finish", "records"),
     (segment, "encode_png", "encode"),
     (segment, "_deliver", "records"),
@@ -164,7 +167,7 @@ PLACES: tuple[tuple[object, str, str], ...] = (
 )
 """Where a function is looked up when it is called, its name there, and what it does."""
 STEPS = {
-    "analytic": "gather: cut to the core",
+    "analytic": "analytic signal: rest",
     "common_mode": "median",
     "envelope_db": "dB",
     "levels": "levels",
@@ -197,11 +200,11 @@ def profiled() -> Iterator[Profile]:
         yield profile
 
 
-def run_once(store: Path, out: Path, recipe: Recipe) -> dict[str, Any]:
+def run_once(store: Path, out: Path, recipe: Recipe, *, fast: bool) -> dict[str, Any]:
     """Seconds by kind of one run in this process, and of the whole."""
     begun_cpu_s, begun_s = time.process_time(), time.perf_counter()
     with profiled() as profile:
-        summary = extract(store, out, recipe, backend="cpu", fast=False)
+        summary = extract(store, out, recipe, backend="cpu", fast=fast)
     wall_s, cpu_s = time.perf_counter() - begun_s, time.process_time() - begun_cpu_s
     spent = profile.spent
     rest_s = cpu_s - sum(spent.processor_s.values())
@@ -283,9 +286,13 @@ def measure(scene: Scene, bands: int, repeats: int, folder: Path) -> dict[str, A
     store = simulate(folder / "archive.zarr", scene)
     settings = {"selection.channel_step": 5, "tile.bands": bands}
     recipe = Recipe().with_settings({**settings, "tile.seconds": TILE_SECONDS})
-    runs = [run_once(store, folder / f"out-{number}", recipe) for number in range(1 + repeats)]
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    for number in range(1 + repeats):
+        for way, compiled in WAYS.items():
+            out = folder / f"{way}-{number}"
+            runs[way].append(run_once(store, out, recipe, fast=compiled))
     rows = int(scene.seconds // TILE_SECONDS)
-    stored, chunks = runs[0]["stored_bytes"], runs[0]["chunks"]
+    stored, chunks = (runs["numpy"][0][name] for name in ("stored_bytes", "chunks"))
     height, width = scene.chunk_shape
     options = ["--channels", "::5", "--bands", str(bands)]
     return {
@@ -299,7 +306,7 @@ def measure(scene: Scene, bands: int, repeats: int, folder: Path) -> dict[str, A
         },
         "repeats": repeats,
         "threads": processors(),
-        "run": middle(runs[1:], rows),
+        "runs": {way: middle(of_way[1:], rows) for way, of_way in runs.items()},
         "start_up": start_up(store, folder, options, repeats),
         "machine": describe(PACKAGES),
     }
@@ -307,21 +314,26 @@ def measure(scene: Scene, bands: int, repeats: int, folder: Path) -> dict[str, A
 
 def table(result: Mapping[str, Any]) -> str:
     """Markdown tables of a result."""
-    run, starting = result["run"], result["start_up"]
-    lines = [
-        "| work | ms a row | ms a tile | share | seconds on the wall |",
-        "|---|---|---|---|---|",
-    ]
-    for kind, spent in run["kinds"].items():
-        wall = "" if spent["wall_s"] is None else f"{spent['wall_s']:.3f}"
-        share = spent["processor_s"] / run["processor_s"]
-        lines.append(
-            f"| {kind} | {spent['row_ms']:.2f} | {spent['tile_ms']:.2f} | {share:.1%} | {wall} |"
-        )
-    row_ms, tile_ms = (1000 * run["processor_s"] / run[name] for name in ("rows", "tiles"))
+    starting, runs = result["start_up"], result["runs"]
+    lines: list[str] = []
+    for way, run in runs.items():
+        lines += [
+            f"| {way} | ms a row | ms a tile | share | seconds on the wall |",
+            "|---|---|---|---|---|",
+        ]
+        for kind, spent in run["kinds"].items():
+            wall = "" if spent["wall_s"] is None else f"{spent['wall_s']:.3f}"
+            share = spent["processor_s"] / run["processor_s"]
+            lines.append(
+                f"| {kind} | {spent['row_ms']:.2f} | {spent['tile_ms']:.2f} | {share:.1%} "
+                f"| {wall} |"
+            )
+        row_ms, tile_ms = (1000 * run["processor_s"] / run[name] for name in ("rows", "tiles"))
+        lines += [
+            f"| all | {row_ms:.2f} | {tile_ms:.2f} | 100.0% | {run['wall_s']:.3f} |",
+            "",
+        ]
     lines += [
-        f"| all | {row_ms:.2f} | {tile_ms:.2f} | 100.0% | {run['wall_s']:.3f} |",
-        "",
         "| start-up | seconds | processor seconds |",
         "|---|---|---|",
         *(
