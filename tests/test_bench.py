@@ -64,7 +64,10 @@ def test_the_peer_writes_every_whole_tile_and_names_it(tmp_path: Path) -> None:
     store = simulate(tmp_path / "a.zarr", Scene(channels=123, seconds=10.5, chunk_shape=(50, 700)))
     command = [sys.executable, str(BENCH / "notebook_pipeline.py"), str(store), str(tmp_path / "o")]
     done = subprocess.run(
-        [*command, "--bands", "2", "--seconds", "5"], capture_output=True, text=True, timeout=120
+        [*command, "--bands", "2", "--seconds", "5", "--workers", "1"],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)

@@ -13,8 +13,7 @@ import pytest
 
 KERNELS = Path(__file__).resolve().parents[1] / "bench" / "kernels.py"
 AGREE = {
-    "detrend": 0.02,
-    "detrend, band-pass, envelope": 0.5,  # near a null roundings count
+    "detrend, band-pass, envelope": 0.05,
     "median over channels": 2e-3,
     "common mode off, level": 1e-4,
     "percentiles": 1e-4,
@@ -30,12 +29,14 @@ def test_the_steps_are_measured_and_agree(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(result.read_text())
     ways = {"plain", "numpy", "compiled"} if find_spec("numba") else {"plain", "numpy"}
-    assert found["steps"].keys() == {*AGREE, "encode"}
+    unlike = {"encode", "the same over sosfiltfilt and hilbert"}
+    assert found["steps"].keys() == AGREE.keys() | unlike
     for name, bar in AGREE.items():
         step = found["steps"][name]
         assert step["median_ms"].keys() == ways
         assert step["times_plain"]["plain"] == 1
         assert max(step["largest_difference"].values()) <= bar, name
     assert found["steps"]["encode"]["median_ms"].keys() == {"plain", "numpy"}
+    assert all(found["steps"][name]["largest_difference"] == {} for name in unlike)
     assert found["start_up"] is None
     assert found["machine"]["packages"].keys() >= {"das-gpu", "numpy", "scipy", "pillow"}
