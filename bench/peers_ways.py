@@ -189,7 +189,7 @@ def das_gpu(
                 if linear:
                     np.abs(signal.values, out=kept)
                 else:
-                    kept[...] = work.envelope_db(signal, None).values
+                    kept[...] = work.envelope_db(signal, None).values[0]
             return envelope
 
         yield Pass(run, in_db if linear else floored)

@@ -149,7 +149,6 @@ PLACES: tuple[tuple[object, str, str], ...] = (
     (SegmentStream, "_await", "wait for chunks"),
     (SegmentStream, "_await_room", "wait for room"),
     (window, "limits", "gather: dead channels"),
-    (cpu, "limits", "gather: dead channels"),
     (cpu, "gather", "gather: copy"),
     (plain, "detrended", "gather: detrend"),
     (scipy.fft, "rfft", "FFT forward"),

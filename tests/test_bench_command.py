@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from das_gpu import benchmark, reference
 from das_gpu.agreement import SAME, SINGLE, judged
 from das_gpu.archive import open_archive
-from das_gpu.backends import cuda, grey
+from das_gpu.backends import cuda, fast, plain
 from das_gpu.backends.cpu import CpuBackend, CpuWorkspace
 from das_gpu.cli.bench import bench
 from das_gpu.cli.options import OutputOptions, RecipeOptions
@@ -62,6 +63,14 @@ def recipe(**changed: Any) -> Recipe:
 def measure(archive: Path, chosen: Recipe | None = None, **changed: Any) -> dict[str, Any]:
     wanted = {"backend": "cpu", "minutes": MINUTES, "repeats": 1, "workers": 1} | changed
     return benchmark.measure(archive, chosen or recipe(), **wanted)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_numba() -> Iterator[None]:
+    """Most tests have one way of the CPU backend take part; those with both ask for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast, "installed", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +147,25 @@ def test_an_archive_stored_time_first_gives_the_reference_the_same_tiles(
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("preset", ["continuous", "notebook"])
+def test_compiled_loops_take_part_where_numba_is_and_agree(archive, monkeypatch, preset):
+    pytest.importorskip("numba", reason="the extra `fast` is not installed")
+    monkeypatch.setattr(fast, "installed", lambda: True)
+    own = preset == "notebook"
+    chosen = Recipe(preset="notebook").with_settings(NOTEBOOK) if own else recipe()
+    found = measure(archive, chosen)
+    others = ["reference"] if own else ["cpu-notebook", "reference"]
+    assert list(found["contestants"]) == ["cpu", "cpu-compiled", *others]
+    pairs = [each["compared"] for each in found["agreement"]]
+    assert pairs[0] == ["cpu-compiled", "cpu"]
+    assert pairs[-1] == ["cpu-compiled" if own else "cpu-notebook", "reference"]
+    assert found["agrees"]
+
+
+def test_without_numba_the_result_says_what_would_bring_it(result):
+    assert "das-gpu[fast]" in result["left_out"]["cpu-compiled"]
+
+
 def test_a_recipe_that_is_the_notebooks_own_is_not_run_twice(archive):
     chosen = Recipe(preset="notebook").with_settings(NOTEBOOK)
     found = measure(archive, chosen)
@@ -200,14 +228,14 @@ def run(archive: Path, **changed: Any) -> int:
 
 
 def test_one_wrong_pixel_is_a_disagreement_and_exit_code_3(archive, monkeypatch, capsys):
-    exact = grey.by_pillow
+    exact = plain.by_pillow
 
     def off_by_one(*arguments: Any) -> np.ndarray:
         pixels = exact(*arguments).copy()
         pixels[0, 0] ^= 1
         return pixels
 
-    monkeypatch.setattr(grey, "by_pillow", off_by_one)
+    monkeypatch.setattr(plain, "by_pillow", off_by_one)
     assert run(archive) == 3
     assert "cpu-notebook and reference DO NOT AGREE" in capsys.readouterr().out
 

@@ -75,7 +75,7 @@ def test_a_profiled_run_makes_the_same_images_and_leaves_nothing_wrapped(
     kinds = found["kinds"]
     wrapped = {kind for _, _, kind in profiling.PLACES} | set(profiling.STEPS.values())
     theirs = {name for name in wrapped if ("compiled" in name) is not compiled}
-    shared = {"gather: copy", "gather: dead channels"}  # of the first and the last row's windows
+    shared = {"gather: copy"}  # of the first and the last row's windows
     elsewhere = {name for name in theirs - shared if name.startswith(("gather", "FFT", "gains"))}
     assert kinds.keys() >= wrapped - elsewhere - set(profiling.WAITS)
     assert not kinds.keys() & elsewhere

@@ -70,7 +70,7 @@ def test_the_envelope_of_one_count_is_120_db_and_of_nothing_minus_infinity():
     signal = cpu.Signal(np.array([[1 + 0j, 10j, 0j]]), np.array([True]))
     with workspace(chain(1, 1, 3)) as work:
         envelope = work.envelope_db(signal, None)
-    assert envelope.values.tolist() == [[120.0, 140.0, -np.inf]]
+    assert envelope.values.tolist() == [[[120.0, 140.0, -np.inf]]]
 
 
 def live(samples: np.ndarray, dtype: str = "float32") -> list[bool]:
@@ -122,7 +122,7 @@ def test_percentile_levels_are_numpys_over_the_live_channels(seed, share, sample
     envelope[~live] = -np.inf
     made = chain(2, 4, samples, scale=Scale("percentile", share, 100 - share))
     with workspace(made) as work:
-        levels = work.levels(envelope_of(envelope, live))
+        levels = work.levels(envelope_of(envelope, live, 2))
     for band in range(2):
         rows = slice(4 * band, 4 * band + 4)
         values = envelope[rows][live[rows]]
@@ -204,7 +204,7 @@ def test_loops_are_compiled_where_numba_is_unless_told_otherwise(monkeypatch):
 
 
 def test_a_numba_that_fails_leaves_the_work_to_numpy_and_says_so(monkeypatch, caplog):
-    monkeypatch.setattr(fast, "first_missing", lambda *_: "numba has a broken leg.")
+    monkeypatch.setattr(fast, "first_missing", lambda *_, **__: "numba has a broken leg.")
     z = np.array([[1 + 1j, 2 + 0j]], np.complex64)
     layout = RingLayout(0, (0, 2), 1, 1, "int32", (0, 1), False)
     with cpu.CpuBackend(compiled=True).workspace(layout, chain(1, 1, 2)) as work:

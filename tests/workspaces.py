@@ -31,6 +31,7 @@ def workspace(made: Chain, threads: int = 1):
         yield work
 
 
-def envelope(values: np.ndarray, live: np.ndarray) -> cpu.Envelope:
+def envelope(values: np.ndarray, live: np.ndarray, bands: int = 1) -> cpu.Envelope:
     """Levels (channel, sample), with each channel's range as the backend has taken it."""
-    return cpu.Envelope(values, live, values.min(axis=1), values.max(axis=1))
+    by_band = values.reshape(bands, -1, values.shape[1])
+    return cpu.Envelope(by_band, live, values.min(axis=1), values.max(axis=1))

@@ -21,7 +21,7 @@ from typing import Any
 from das_gpu import backends, host
 from das_gpu.agreement import DOUBLE, SAME, SINGLE, Bar, judged
 from das_gpu.archive import Archive, open_archive
-from das_gpu.backends import cuda
+from das_gpu.backends import cuda, fast
 from das_gpu.backends.cpu import CpuBackend
 from das_gpu.errors import RecipeError, UsageError
 from das_gpu.recipe import Recipe
@@ -135,6 +135,12 @@ def _contestants(
     about = f"{recipe.preset} recipe in {recipe.compute.dtype}"
     cpu = CpuBackend(threads)
     field: list[Contestant] = [Ours("cpu", f"das-gpu, {about}", stretch, cpu, threads)]
+    if fast.installed():
+        cpu = CpuBackend(threads, compiled=True)
+        text = f"das-gpu, {about}, loops compiled by numba"
+        field.append(Ours("cpu-compiled", text, stretch, cpu, threads))
+    else:
+        left_out["cpu-compiled"] = f"numba is not installed. {fast.REMEDY}"
     missing = None if backend == "cpu" else cuda.first_missing()
     if backend == "gpu" or (backend == "auto" and missing is None):
         selected = backends.select("gpu", threads)
@@ -149,6 +155,7 @@ def _contestants(
         return field, left_out
     if recipe.preset != "notebook" or recipe.compute.dtype != "float64":
         text = "das-gpu, notebook recipe in float64"
+        text += ", loops compiled by numba" if cpu.compiled else ""
         field.append(Ours("cpu-notebook", text, notebook, cpu, threads))
     return [*field, Reference(notebook, threads)], left_out
 
@@ -264,14 +271,17 @@ def _pairs(
     by_name = {one.name: one for one in field}
     recipe, cpu = stretch.plan.recipe, by_name["cpu"]
     single = recipe.compute.dtype == "float32"
-    if "gpu" in by_name:
-        yield by_name["gpu"], cpu, SINGLE if single else DOUBLE, True
+    for name in ("cpu-compiled", "gpu"):
+        if name in by_name:
+            yield by_name[name], cpu, SINGLE if single else DOUBLE, True
     if single:
         exact = Stretch.of(archive, recipe.with_settings({"compute.dtype": "float64"}), minutes)
         double = Ours("cpu-float64", "das-gpu in float64", exact, CpuBackend(1), 1)
         yield cpu, double, SINGLE, False
     if "reference" in by_name:
-        yield by_name.get("cpu-notebook", cpu), by_name["reference"], SAME, True
+        same = ("cpu-notebook",) if "cpu-notebook" in by_name else ("cpu", "cpu-compiled")
+        for name in (name for name in same if name in by_name):
+            yield by_name[name], by_name["reference"], SAME, True
 
 
 # --- results ----------------------------------------------------------------------------------

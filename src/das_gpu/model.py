@@ -182,6 +182,9 @@ class RingLayout:
     time_major : bool
         The archive stores time before channels, so that a backend may keep each block of a slot
         sample after sample.
+    aside : int
+        Samples of a channel for which there is room besides the slots: what is still wanted of
+        the oldest column may be kept there, so that its slot is free.
     """
 
     first: int
@@ -191,6 +194,7 @@ class RingLayout:
     dtype: str
     blocks: tuple[int, ...]
     time_major: bool
+    aside: int = 0
 
     @property
     def width(self) -> int:
@@ -199,8 +203,18 @@ class RingLayout:
 
     @property
     def capacity(self) -> int:
-        """Samples that fit in all slots."""
-        return self.slots * self.channels * self.width
+        """Samples that fit in all slots, and beside them."""
+        return self.channels * (self.slots * self.width + self.aside)
+
+    def oldest(self, held0: int) -> tuple[int, int]:
+        """The column that holds a sample, and how many of it are left from that sample on."""
+        n = min(max(bisect_right(self.bounds, held0) - 1, 0), len(self.bounds) - 2)
+        return self.first + n, self.bounds[n + 1] - max(held0, self.bounds[n])
+
+    def first_slot(self, held0: int) -> int:
+        """The first column that needs its slot while samples from ``held0`` on are wanted."""
+        column, left = self.oldest(held0)
+        return column + (left <= self.aside)
 
     def samples(self, column: int) -> tuple[int, int]:
         """Held samples of a column, half-open."""

@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 SEGMENT_MINUTES = 15.0
 STALL_MINUTES = 10.0
-FAST_SAMPLES = 100_000_000
+FAST_SAMPLES = 25_000_000
 """Kept samples of a run from which on compiled loops save more than loading them takes."""
 REMOTE_LOADERS = 12
 """Chunk requests in flight to a store over a network; bench/README.md has the measurements."""

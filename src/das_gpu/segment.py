@@ -73,7 +73,7 @@ def extract_segment(
     """
     pulse = current()
     segment, chain = plan.segment(number), design(plan)
-    layout = ring_layout(plan, segment)
+    layout = ring_layout(plan, segment, ahead=backend.ahead)
     writing: list[Future[TileRecord]] = []
     records: list[TileRecord] = []
 

@@ -42,17 +42,40 @@ def column_samples(plan: Plan, segment: Segment, column: int) -> tuple[int, int]
     return max(column * width, segment.read.t0), min((column + 1) * width, segment.read.t1)
 
 
-def ring_layout(plan: Plan, segment: Segment) -> RingLayout:
-    """A ring for a segment: the columns that a window touches, and a tile's length beyond.
+def ring_layout(plan: Plan, segment: Segment, *, ahead: bool = True) -> RingLayout:
+    """A ring for a segment: the columns that a window touches.
 
     Or all that a segment reads, where this is less.
+
+    Parameters
+    ----------
+    plan, segment
+        What is read.
+    ahead : bool
+        There is room for a tile's length beyond the window, so that it can be filled while the
+        window is computed on. Else memory is spared: a window's first column, of which only the
+        halo is wanted, is kept aside, where that is at most half of it.
     """
     height, width = plan.acquisition.chunk_shape
     chunk_rows, columns = plan.chunk_grid(segment)
-    touched = max(
-        (min(stop, segment.read.t1) - 1) // width - max(start, segment.read.t0) // width + 1
-        for start, stop in (archive_window(plan, r) for r in range(segment.row0, segment.row1))
-    )
+    windows = [archive_window(plan, row) for row in range(segment.row0, segment.row1)]
+    beginnings = [max(start, segment.read.t0) for start, _ in windows]
+    touched = [
+        (min(stop, segment.read.t1) - 1) // width - start // width + 1
+        for start, (_, stop) in zip(beginnings, windows, strict=True)
+    ]
+    slots, aside = max(touched), 0
+    if ahead:
+        slots += -(-plan.tile_span // width)
+    else:
+        ends = [min((start // width + 1) * width, segment.read.t1) for start in beginnings]
+        left = [
+            held(plan, end) - held(plan, start) for start, end in zip(beginnings, ends, strict=True)
+        ]
+        most = max((n for n in left if 2 * n <= width // plan.hold_step), default=0)
+        fewer = max(n - (rest <= most) for n, rest in zip(touched, left, strict=True))
+        if fewer < slots:
+            slots, aside = fewer, most
     first_channels = (row * height - plan.channel_start for row in chunk_rows)
     blocks = [max(0, -(-channel // plan.channel_step)) for channel in first_channels]
     return RingLayout(
@@ -61,12 +84,13 @@ def ring_layout(plan: Plan, segment: Segment) -> RingLayout:
             *(held(plan, column_samples(plan, segment, column)[0]) for column in columns),
             held(plan, segment.read.t1),
         ),
-        slots=min(touched + -(-plan.tile_span // width), len(columns)),
+        slots=max(1, min(slots, len(columns))),
         channels=plan.kept_channels,
         dtype=held_dtype(plan).name,
         blocks=(*(min(k, plan.kept_channels) for k in blocks), plan.kept_channels),
         time_major=plan.acquisition.dims[0] == "time"
         and plan.recipe.selection.channel_reduce == "stride",
+        aside=aside,
     )
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from das_gpu import reference
 from das_gpu.archive import Archive
 from das_gpu.backends import Backend, Chain, Workspace
+from das_gpu.backends.cpu import CpuBackend
 from das_gpu.errors import UsageError
 from das_gpu.model import RowWindow
 from das_gpu.plan import Plan
@@ -191,7 +192,8 @@ class Ours:
         self, plan: Plan, number: int, chain: Chain
     ) -> Iterator[tuple[Workspace, SegmentStream]]:
         archive, segment = self.stretch.archive, plan.segment(number)
-        layout, loaders = ring_layout(plan, segment), default_loaders(archive, self.threads)
+        layout = ring_layout(plan, segment, ahead=self.backend.ahead)
+        loaders = default_loaders(archive, self.threads)
         decoders = min(loaders, self.threads)
         with (
             self.backend.workspace(layout, chain, decoders) as work,
@@ -218,6 +220,7 @@ class Ours:
             recipe,
             backend=self.backend.kind,
             workers=self.threads,
+            fast=self.backend.compiled if isinstance(self.backend, CpuBackend) else None,
             access=archive.access,
         )
 

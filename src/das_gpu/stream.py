@@ -108,7 +108,7 @@ class SegmentStream:
         )
         jobs_per_column = len(self._chunk_rows) + 1
         self._state = {column: _Column(jobs_per_column) for column in self._columns}
-        self._low = self._first_column(segment.row0)
+        self._low = layout.first_slot(layout.bounds[0])
         self._transposed = plan.acquisition.dims[0] == "time"
         self._failure: BaseException | None = None
         self._closed = threading.Event()
@@ -155,15 +155,16 @@ class SegmentStream:
 
     def release(self, row: int) -> None:
         """Let the loaders overwrite what only this row and earlier ones needed."""
+        held0 = held(self._plan, archive_window(self._plan, row + 1)[0])
+        low, _ = self._layout.oldest(held0)
+        # A column that is still being loaded stays where it is.
+        if self._state[low].ready:
+            self._ring.keep(held0)
+            low = self._layout.first_slot(held0)
         with self._change:
-            self._low = max(self._low, self._first_column(row + 1))
+            self._low = max(self._low, low)
             self._timeline.forget(archive_window(self._plan, row + 1)[0])
             self._change.notify_all()
-
-    def _first_column(self, row: int) -> int:
-        """The first column that a row's window needs."""
-        start = archive_window(self._plan, row)[0]
-        return max(start // self._plan.acquisition.chunk_shape[1], self._columns.start)
 
     # --- rows ---------------------------------------------------------------------------
 

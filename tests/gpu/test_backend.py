@@ -121,7 +121,7 @@ def first_envelope(archive, plan, backend) -> np.ndarray:
         common = work.common_mode(signal) if plan.common_mode else None
         envelope = work.envelope_db(signal, common)
         if backend.kind == "cpu":
-            return envelope.values.copy()
+            return envelope.values.reshape(-1, envelope.values.shape[-1])
         work.close()
         import cupy
 

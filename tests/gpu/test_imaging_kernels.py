@@ -155,14 +155,17 @@ def level_error(row: RowShape) -> float:
 
 def cpu_levels(made: Made, db: NDArray[Any]) -> NDArray[np.float64]:
     with workspace(made.chain) as work:
-        return np.array(work.levels(envelope_of(db.copy(), made.live.astype(bool))))
+        return np.array(
+            work.levels(envelope_of(db.copy(), made.live.astype(bool), made.chain.bands))
+        )
 
 
 def cpu_images(made: Made, db: NDArray[Any], levels: NDArray[np.float64]) -> NDArray[Any]:
     """The CPU backend's images of envelopes whose zeros have been lifted to the floor."""
     width = made.row.band_channels
     floors = np.repeat(levels[:, 2], width)[:, None].astype(db.dtype)
-    lifted = envelope_of(np.maximum(db, floors), made.live[: db.shape[0]].astype(bool))
+    live = made.live[: db.shape[0]].astype(bool)
+    lifted = envelope_of(np.maximum(db, floors), live, made.chain.bands)
     with workspace(made.chain) as work:
         return np.stack(work.draw(lifted, levels[:, :2]).pixels)
 
@@ -292,9 +295,9 @@ def test_the_envelope_is_the_cpu_backends(
     made = make(bands, width, samples, spare=spare, dtype=dtype, dead=0.1)
     held = run(made)
     with workspace(made.chain) as work:
-        signal = cpu.Signal(made.core, made.live.astype(bool))
+        signal = cpu.Signal(made.core.copy(), made.live.astype(bool))
         common = work.common_mode(signal)
-        expected = work.envelope_db(signal, common).values[: made.row.image_channels]
+        expected = work.envelope_db(signal, common).values.reshape(-1, samples)
     with np.errstate(invalid="ignore"):
         near = expected > expected.max() - 60
     error = np.abs(held.db[near] - expected[near])

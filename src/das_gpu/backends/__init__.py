@@ -138,6 +138,9 @@ class Ring(Protocol):
         Called by the thread that iterates over rows: soon again when True, and before each row.
         """
 
+    def keep(self, held0: int) -> None:
+        """Samples before ``held0`` are not wanted again; the layout says which slots are free."""
+
     def stop(self) -> None:
         """Let go of threads that wait for room; they get ``InterruptedRunError``."""
 
@@ -194,6 +197,14 @@ class Backend(Protocol):
     @property
     def kind(self) -> str:
         """``cpu`` or ``gpu``."""
+
+    @property
+    def ahead(self) -> bool:
+        """Whether the ring is to have room for what comes after a row that is computed on.
+
+        Not where those who load and those who compute share the same processors: one waits for
+        the other in any case, and memory is spared.
+        """
 
     def workspace(
         self, layout: RingLayout, chain: Chain, fillers: int = 1

@@ -102,7 +102,7 @@ def _split(keys: NDArray[Any], pivot: Any, greatest_key: Any) -> tuple[int, Any,
 
 
 @compiled_loop()
-def _middle(
+def middle(
     keys: NDArray[Any],
     mean: Any,
     places: NDArray[Any],
@@ -169,7 +169,7 @@ def medians(
                 place += np.uintp(apart)
         for i in range(width):
             mean = _sum(values[i * apart : i * apart + n]) / values.dtype.type(n)
-            _middle(keys[i * apart : i * apart + n], mean, places, place_keys, greatest_key)
+            middle(keys[i * apart : i * apart + n], mean, places, place_keys, greatest_key)
             out[begin + i] = (places[0] + places[1]) / values.dtype.type(2)
 
 

@@ -12,8 +12,8 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from das_gpu.backends import MEDIAN_CHANNELS, Chain, Outcome, Picture, fast, grey, plain
-from das_gpu.backends.window import BandPass, Buffers, HostRing, gather, limits
+from das_gpu.backends import MEDIAN_CHANNELS, Chain, Outcome, Picture, fast, plain
+from das_gpu.backends.window import BandPass, Buffers, HostRing, gather
 from das_gpu.model import RingLayout, RowWindow
 
 BATCH_CHANNELS = 64
@@ -40,6 +40,15 @@ class Steps(Protocol):
 
         By gains of the one-sided spectrum, after the line through each channel's first and last
         sample is taken off; or by forward and backward second-order sections, of one piece.
+        """
+
+    def centre(
+        self, window: NDArray[np.float64], known: tuple[int, int], core: tuple[int, int] | None
+    ) -> NDArray[np.bool_]:
+        """Take off each channel's median over its core, in place, if one is given.
+
+        Returns which channels live: those not constant, and finite, throughout the ``known``
+        samples; the others become zeros.
         """
 
     def medians(
@@ -83,6 +92,16 @@ class Steps(Protocol):
     ) -> NDArray[Any]:
         """Grey levels resized in floating point, clipped and rounded: (height, width)."""
 
+    def by_pillow(
+        self,
+        envelope: NDArray[Any],
+        live: NDArray[np.bool_],
+        low: float,
+        high: float,
+        picture: Picture,
+    ) -> NDArray[Any]:
+        """Grey levels truncated to 8 bits, then resized by the installed Pillow."""
+
 
 @dataclass(frozen=True)
 class _Tools:
@@ -102,7 +121,7 @@ class Signal:
 
 @dataclass(frozen=True)
 class Envelope:
-    """Envelope of a row in dB, (channel, sample), and which channels live.
+    """Envelope of a row in dB, (band, channel, sample), and which of its channels live.
 
     ``lowest`` and ``highest`` are each channel's own levels.
     """
@@ -120,6 +139,7 @@ class CpuBackend:
     """
 
     kind: Literal["cpu"] = "cpu"
+    ahead = False
 
     def __init__(
         self, threads: int = 1, batch_channels: int = BATCH_CHANNELS, *, compiled: bool = False
@@ -151,7 +171,10 @@ class CpuBackend:
         steps: Steps = plain
         if self.compiled:
             highest = 255 if chain.picture is None else chain.picture.highest
-            missing = fast.first_missing(chain.dtype, held, highest)
+            sections = chain.sections is not None
+            if chain.picture is not None:
+                sections = sections or chain.picture.resize == "pillow"
+            missing = fast.first_missing(chain.dtype, held, highest, sections=sections)
             if missing is None:
                 steps = fast
             else:
@@ -190,9 +213,7 @@ class CpuWorkspace:
                 return
             held = self.ring.pieces(k0, k1, row.held0 + v0, row.held0 + v1)
             if chain.weights is None or chain.median_first or v1 - v0 < chain.length:
-                low, high = limits(held)
-                alive = np.isfinite(low) & np.isfinite(high) & (low != high)
-                held = [self._window(held, v0, v1, alive)]
+                held = [self._window(held, v0, v1)]
             live[k0:k1] = band_pass(held, signal[k0:k1])
 
         self._each(
@@ -205,21 +226,14 @@ class CpuWorkspace:
         )
         return Signal(signal, live)
 
-    def _window(
-        self,
-        held: Sequence[NDArray[Any]],
-        v0: int,
-        v1: int,
-        alive: NDArray[np.bool_],
-    ) -> NDArray[np.float64]:
+    def _window(self, held: Sequence[NDArray[Any]], v0: int, v1: int) -> NDArray[np.float64]:
         """The window in float64, mirrored where it is cut, its median off if that comes first."""
         chain = self._chain
-        window = self._buffers.array("window", (alive.size, chain.length), np.dtype(np.float64))
+        shape = held[0].shape[0], chain.length
+        window = self._buffers.array("window", shape, np.dtype(np.float64))
         gather(held, window, v0, v1)
-        window[~alive] = 0
-        if chain.median_first:
-            core = window[:, chain.core0 : chain.core0 + chain.step * chain.tile_samples]
-            window -= np.median(core, axis=1, keepdims=True)
+        core = chain.core0, chain.core0 + chain.step * chain.tile_samples
+        self._tools.result().steps.centre(window, (v0, v1), core if chain.median_first else None)
         return window
 
     def common_mode(self, signal: Signal) -> NDArray[Any] | None:
@@ -237,19 +251,28 @@ class CpuWorkspace:
         return common
 
     def envelope_db(self, signal: Signal, common: NDArray[Any] | None) -> Envelope:
-        """Level in dB, batch by batch, and while it is in cache its range."""
-        values, levels = signal.values, self._tools.result().steps.envelope_db
-        channels = values.shape[0]
-        envelope = self._buffers.array("envelope", values.shape, values.real.dtype)
-        lowest, highest = np.empty((2, channels), envelope.dtype)
+        """Level in dB, batch by batch, and while it is in cache its range.
 
-        def batch(k0: int) -> None:
-            rows = slice(k0, min(k0 + self._batch_channels, channels))
-            levels(values[rows], common, envelope[rows])
-            envelope[rows].min(axis=1, out=lowest[rows])
-            envelope[rows].max(axis=1, out=highest[rows])
+        The levels of a band take the first half of the memory that its signal was in.
+        """
+        chain, levels = self._chain, self._tools.result().steps.envelope_db
+        values, width, samples = signal.values, chain.band_channels, signal.values.shape[1]
+        real = values.real.dtype
+        bands = values[: chain.bands * width].view(real).reshape(chain.bands, -1)
+        envelope = bands[:, : width * samples].reshape(chain.bands, width, samples)
+        lowest, highest = np.empty((2, values.shape[0]), real)
 
-        self._each(batch, range(0, channels, self._batch_channels))
+        def band(number: int) -> None:
+            first = number * width
+            for k0 in range(0, width, self._batch_channels):
+                k1 = min(k0 + self._batch_channels, width)
+                batch = self._buffers.array("levels", (k1 - k0, samples), real)
+                levels(values[first + k0 : first + k1], common, batch)
+                batch.min(axis=1, out=lowest[first + k0 : first + k1])
+                batch.max(axis=1, out=highest[first + k0 : first + k1])
+                envelope[number, k0:k1] = batch
+
+        self._each(band, range(chain.bands))
         return Envelope(envelope, signal.live, lowest, highest)
 
     def levels(self, envelope: Envelope) -> NDArray[np.float64]:
@@ -262,12 +285,12 @@ class CpuWorkspace:
             alive = envelope.live[rows]
             if not alive.any():
                 return
-            tile = envelope.values[rows]
+            tile = envelope.values[number]
             low, high = envelope.lowest[rows][alive].min(), envelope.highest[rows][alive].max()
             if low == -np.inf:
                 high = high if np.isfinite(high) else tile.dtype.type(FLOOR_DB)
                 np.maximum(tile, high - FLOOR_DB, out=tile)
-                low, high = tile[alive].min(), tile[alive].max()
+                low = tile[alive].min()
             if scale.kind == "percentile":
                 percents = scale.low, scale.high
                 levels[number] = steps.percentiles(tile, alive, low, high, percents)
@@ -283,17 +306,17 @@ class CpuWorkspace:
         """One image or array per band."""
         chain, live = self._chain, envelope.live
         picture = chain.picture
-        in_float = self._tools.result().steps.in_float
+        steps = self._tools.result().steps
 
         def band(number: int) -> NDArray[Any]:
             rows = self._rows(number)
-            tile, alive, (low, high) = envelope.values[rows], live[rows], levels[number]
+            tile, alive, (low, high) = envelope.values[number], live[rows], levels[number]
             if picture is None:
                 return _array(tile, alive, low)
             if not np.isfinite(low):
                 depth = np.uint16 if picture.highest > 255 else np.uint8
                 return np.zeros((picture.height, picture.width), dtype=depth)
-            draw = grey.by_pillow if picture.resize == "pillow" else in_float
+            draw = steps.by_pillow if picture.resize == "pillow" else steps.in_float
             return draw(tile, alive, low, high, picture)
 
         alive = np.flatnonzero(live)

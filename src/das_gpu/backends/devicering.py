@@ -108,6 +108,9 @@ class DeviceRing:
             self._copy(handed)
         return bool(self._flying)
 
+    def keep(self, held0: int) -> None:
+        """See `das_gpu.backends.Ring`: nothing is kept aside."""
+
     def stop(self) -> None:
         """See `das_gpu.backends.Ring`."""
         with self._change:

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from das_gpu import filters
-from das_gpu.backends import Chain, Picture, plain
+from das_gpu.backends import Chain, Picture, plain, twoway
 from das_gpu.backends.analytic import AnalyticPlan, supported
+from das_gpu.backends.grey import resized_by_pillow
 from das_gpu.backends.window import BandPass, Buffers
 
 REMEDY = "`pip install das-gpu[fast]` brings what fits; without it NumPy does the work."
@@ -31,7 +32,9 @@ def installed() -> bool:
 
 
 @lru_cache(maxsize=32)
-def first_missing(dtype: np.dtype[Any], held: np.dtype[Any], highest: int = 255) -> str | None:
+def first_missing(
+    dtype: np.dtype[Any], held: np.dtype[Any], highest: int = 255, *, sections: bool = False
+) -> str | None:
     """What keeps the compiled steps from running; None when they do.
 
     Runs every step once on next to nothing, so that all of them are compiled or loaded: the
@@ -46,6 +49,8 @@ def first_missing(dtype: np.dtype[Any], held: np.dtype[Any], highest: int = 255)
         Of the archive's samples.
     highest : int
         Greatest pixel value, 255 or 65535.
+    sections : bool
+        Second-order sections are wanted, or Pillow's images.
     """
     if not installed():
         return f"numba is not installed. {REMEDY}"
@@ -55,6 +60,8 @@ def first_missing(dtype: np.dtype[Any], held: np.dtype[Any], highest: int = 255)
         return f"numba cannot be imported: {error}. {REMEDY}"
     try:
         _rehearse(dtype, held, highest)
+        if sections:
+            _rehearse_recursive(dtype)
     except Exception as error:  # noqa: BLE001 - whatever ails a compiler, there is another way
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         return f"numba cannot compile or keep what it compiled ({said}). {REMEDY}"
@@ -73,10 +80,23 @@ def _rehearse(dtype: np.dtype[Any], held: np.dtype[Any], highest: int) -> None:
     real[...] = np.arange(8).reshape(2, 4)
     percentiles(real, live, 0.0, 7.0, (1.0, 99.0))
     in_float(real, live, 0.0, 1.0, Picture(2, 2, highest, "time-right", "float"))
+    centre(np.zeros((1, 2)), (0, 2), (0, 2))
+
+
+def _rehearse_recursive(dtype: np.dtype[Any]) -> None:
+    """The steps of second-order sections, and of Pillow's images, which few recipes have."""
+    one = np.array([[1.0, 0, 0, 1, 0, 0]])
+    twoway.TwoWayFilter(one, 0, 1).apply(np.zeros((8, 8)), np.empty((8, 8), dtype))
+    real = np.zeros((1, 8), dtype)
+    signal = np.empty((1, 8), np.result_type(dtype, np.complex64))
+    twoway.Quadrature(8, 0, 8, dtype).apply(real, signal)
+    by_pillow(real, np.ones(1, np.bool_), 0.0, 1.0, Picture(2, 2, 255, "time-right", "pillow"))
 
 
 def band_pass(chain: Chain) -> BandPass:
     """By compiled transforms, many channels side by side; what they cannot do, as `plain` does."""
+    if chain.sections is not None:
+        return twoway.band_pass(chain, chain.sections)
     length, kept = chain.length, chain.length // chain.step
     if chain.weights is None or not supported(length, kept):
         return plain.band_pass(chain)
@@ -88,6 +108,15 @@ def band_pass(chain: Chain) -> BandPass:
         return plan.apply(pieces, buffers.array("room", (plan.room_size,), chain.dtype), out)
 
     return apply
+
+
+def centre(
+    window: NDArray[np.float64], known: tuple[int, int], core: tuple[int, int] | None
+) -> NDArray[np.bool_]:
+    """See `das_gpu.backends.centre.centre`."""
+    from das_gpu.backends import centre as compiled
+
+    return compiled.centre(window, known, core)
 
 
 def medians(
@@ -215,6 +244,16 @@ def in_float(
         pixels,
     )
     return np.ascontiguousarray(pixels.T if picture.orientation == "time-down" else pixels)
+
+
+def by_pillow(
+    envelope: NDArray[Any], live: NDArray[np.bool_], low: float, high: float, picture: Picture
+) -> NDArray[Any]:
+    """As `das_gpu.backends.grey.by_pillow`, to the last bit; ``picture.highest`` is 255."""
+    from das_gpu.backends import eightbit
+
+    greys = eightbit.truncated(envelope, live, low, high, picture.highest)
+    return resized_by_pillow(greys, picture)
 
 
 @lru_cache(maxsize=32)

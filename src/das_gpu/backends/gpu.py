@@ -45,6 +45,7 @@ class GpuBackend:
     """
 
     kind: Literal["gpu"] = "gpu"
+    ahead = True
 
     def __init__(self, device: int = 0) -> None:
         self.device = device

@@ -77,15 +77,19 @@ def by_pillow(
     envelope: NDArray[Any], live: NDArray[np.bool_], low: float, high: float, picture: Picture
 ) -> NDArray[Any]:
     """Grey levels truncated to 8 bits, then resized by the installed Pillow: the notebook's."""
-    from PIL import Image
-
     with np.errstate(invalid="ignore", divide="ignore"):
         scaled = (envelope - low) / (high - low) * picture.highest
     if high <= low:
         scaled[...] = 0
     np.clip(scaled, 0, picture.highest, out=scaled)
     scaled[~live] = 0
-    levels = scaled.astype(np.uint8)
+    return resized_by_pillow(scaled.astype(np.uint8), picture)
+
+
+def resized_by_pillow(levels: NDArray[np.uint8], picture: Picture) -> NDArray[Any]:
+    """Grey levels (channel, sample) as an image of the picture's size and orientation."""
+    from PIL import Image
+
     if picture.orientation == "time-down":
         levels = np.ascontiguousarray(levels.T)
     image = Image.fromarray(levels).resize(

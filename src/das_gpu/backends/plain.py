@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from das_gpu.backends import Chain, window
-from das_gpu.backends.grey import in_float
+from das_gpu.backends.grey import by_pillow, in_float
 from das_gpu.backends.window import BandPass
 
-__all__ = ["band_pass", "envelope_db", "in_float", "medians", "percentiles"]
+__all__ = ["band_pass", "by_pillow", "centre", "envelope_db", "in_float", "medians", "percentiles"]
 
 NARROW_COUNTS = 1 << 17
 """A window's range up to which its trend is taken off in float32: rounding is then under
@@ -125,6 +125,18 @@ def _recursive(chain: Chain) -> BandPass:
         return np.asarray(counts.any(axis=1))
 
     return band_pass
+
+
+def centre(
+    samples: NDArray[np.float64], known: tuple[int, int], core: tuple[int, int] | None
+) -> NDArray[np.bool_]:
+    """By NumPy's median."""
+    low, high = window.limits([samples[:, known[0] : known[1]]])
+    live: NDArray[np.bool_] = np.isfinite(low) & np.isfinite(high) & (low != high)
+    samples[~live] = 0
+    if core is not None:
+        samples -= np.median(samples[:, core[0] : core[1]], axis=1, keepdims=True)
+    return live
 
 
 def medians(

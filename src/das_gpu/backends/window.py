@@ -28,6 +28,12 @@ class HostRing:
     def __init__(self, layout: RingLayout) -> None:
         self._layout = layout
         self._slots = np.empty((layout.slots, layout.channels * layout.width), layout.dtype)
+        self._aside = np.empty(layout.channels * layout.aside, layout.dtype)
+        # What lies aside: of which column, and from which of its samples on.
+        self._set_aside: tuple[int, int] | None = None
+        column, left = layout.oldest(layout.bounds[0])
+        if left <= layout.aside:
+            self._set_aside = column, 0
 
     @contextmanager
     def room(self, column: int, k0: int, k1: int) -> Iterator[NDArray[Any]]:
@@ -41,16 +47,35 @@ class HostRing:
     def stop(self) -> None:
         """Nobody ever waits."""
 
+    def keep(self, held0: int) -> None:
+        """See `das_gpu.backends.Ring`: what is left of the oldest column is copied aside."""
+        column, left = self._layout.oldest(held0)
+        already = self._set_aside is not None and self._set_aside[0] == column
+        if already or not 0 < left <= self._layout.aside:
+            return
+        samples = self._column(column)
+        self._set_aside = column, samples.shape[1] - left
+        self._column(column)[...] = samples[:, samples.shape[1] - left :]
+
     def pieces(self, k0: int, k1: int, held0: int, held1: int) -> list[NDArray[Any]]:
         """Views of channels ``[k0, k1)``, samples ``[held0, held1)``, one for each column."""
-        return [
-            self._column(column)[k0:k1, low:high]
-            for column, low, high in self._layout.pieces(held0, held1)
-        ]
+        found = []
+        for column, low, high in self._layout.pieces(held0, held1):
+            gone = self._gone(column)
+            found.append(self._column(column)[k0:k1, low - gone : high - gone])
+        return found
+
+    def _gone(self, column: int) -> int:
+        """Samples of a column that are no longer kept."""
+        return 0 if self._set_aside is None or self._set_aside[0] != column else self._set_aside[1]
 
     def _column(self, column: int) -> NDArray[Any]:
+        """What is kept of a column, (channel, sample)."""
         layout = self._layout
         start, stop = layout.samples(column)
+        if self._set_aside is not None and self._set_aside[0] == column:
+            left = stop - start - self._set_aside[1]
+            return self._aside[: layout.channels * left].reshape(layout.channels, left)
         slot: NDArray[Any] = self._slots[(column - layout.first) % layout.slots]
         return slot[: layout.channels * (stop - start)].reshape(layout.channels, stop - start)
 

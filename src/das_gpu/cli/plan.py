@@ -127,7 +127,7 @@ def memory_bytes(archive: Archive, plan: Plan, loaders: int) -> int:
     from das_gpu.host import processors
     from das_gpu.spans import held_dtype, ring_layout
 
-    middle = ring_layout(plan, plan.segment(plan.n_segments // 2))
+    middle = ring_layout(plan, plan.segment(plan.n_segments // 2), ahead=False)
     ring = middle.capacity * held_dtype(plan).itemsize
     chunks = (loaders + min(loaders, processors())) * archive.data.chunk_nbytes
     real = np.dtype(plan.recipe.compute.dtype).itemsize
