@@ -39,7 +39,7 @@ def small_plan(archive, *, minutes: float = 0.11, **changed) -> Plan:
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@settings(max_examples=120)
 @given(
     st.tuples(st.integers(1, 30), st.integers(40, 1000)),
     st.booleans(),
@@ -48,9 +48,10 @@ def small_plan(archive, *, minutes: float = 0.11, **changed) -> Plan:
     st.sampled_from(["stride", "mean"]),
     st.sampled_from([("after", 1), ("after", 2), ("before", 1), ("before", 2)]),
     st.integers(1, 5),
+    st.booleans(),
 )
 def test_the_ring_holds_what_a_slice_would(
-    chunks, time_first, channel_step, channel_start, reduce, decimate, loaders
+    chunks, time_first, channel_step, channel_start, reduce, decimate, loaders, ahead
 ):
     x = counts()
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +75,7 @@ def test_the_ring_holds_what_a_slice_would(
             expected = x[channel_start::channel_step][: found.kept_channels]
         rows = 0
         for segment in found.segments():
-            layout = ring_layout(found, segment)
+            layout = ring_layout(found, segment, ahead=ahead)
             ring = HostRing(layout)
             with SegmentStream(archive, found, segment, ring, layout, loaders=loaders) as stream:
                 for row in stream:
@@ -95,6 +96,17 @@ def test_the_ring_holds_what_a_slice_would(
                         whole = span.v0 == 0 and span.v1 == row.length
                         assert span.status == (Status.OK if whole else Status.EDGE)
         assert rows == found.rows
+
+
+def test_of_a_column_that_only_a_halo_is_wanted_of_no_more_is_held(tmp_path):
+    """Tiles as long as chunks: of three columns that a window touches two have a slot."""
+    path = write_archive(tmp_path / "a.zarr", counts(), RATE_HZ, (10, 150))
+    archive = open_archive(path)
+    found = small_plan(archive, minutes=60)
+    assert found.tile_span == 150
+    spare, ample = (ring_layout(found, found.segment(0), ahead=ahead) for ahead in (False, True))
+    assert (spare.slots, spare.aside) == (2, found.halo_before // found.hold_step)
+    assert (ample.slots, ample.aside) == (4, 0)
 
 
 @pytest.fixture
