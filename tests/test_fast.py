@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -191,3 +192,25 @@ def test_threads_at_once_get_what_one_gets():
             )
         )
     np.testing.assert_array_equal(together, alone)
+
+
+BLAS = """
+import subprocess
+import sys
+import numpy as np
+from das_gpu.backends import fast
+
+assert fast.first_missing(np.dtype("float32"), np.dtype("int32")) is None
+assert "scipy.linalg" not in sys.modules
+import numba
+
+product = numba.njit(lambda a, b: np.dot(a, b))(np.ones((2, 3)), np.ones((3, 2)))
+assert product.tolist() == [[3.0, 3.0], [3.0, 3.0]]
+"""
+
+
+@pytest.mark.slow
+def test_a_programs_own_loops_have_products_of_matrices_all_the_same():
+    """numba is kept from looking for SciPy's BLAS as it starts; it finds it when it is wanted."""
+    done = subprocess.run([sys.executable, "-c", BLAS], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

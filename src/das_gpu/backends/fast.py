@@ -9,6 +9,7 @@ Nothing is compiled before `first_missing` is asked, or a step is first called.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
@@ -55,6 +56,7 @@ def first_missing(
     if not installed():
         return f"numba is not installed. {REMEDY}"
     try:
+        _import_numba()
         from das_gpu.backends import compiledimage  # noqa: F401 - it is the import that may fail
     except (ImportError, OSError) as error:
         return f"numba cannot be imported: {error}. {REMEDY}"
@@ -66,6 +68,24 @@ def first_missing(
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         return f"numba cannot compile or keep what it compiled ({said}). {REMEDY}"
     return None
+
+
+def _import_numba() -> None:
+    """Import what numba needs to load loops, but not SciPy's BLAS.
+
+    It would look whether that is there: a quarter of a second for products of matrices, which no
+    loop here has. It is there, and a program's own loops that want it still get it.
+    """
+    from numba.np import linalg
+
+    look = getattr(linalg, "ensure_blas", None)
+    if look is None or "numba.np.arraymath" in sys.modules:
+        return
+    linalg.ensure_blas = lambda: None
+    try:
+        import numba.np.arraymath  # noqa: F401 - it looks as it is imported
+    finally:
+        linalg.ensure_blas = look
 
 
 def _rehearse(dtype: np.dtype[Any], held: np.dtype[Any], highest: int) -> None:

@@ -45,5 +45,5 @@ def scratch(size: int) -> memoryview:
     """
     if len(getattr(_held, "memory", b"")) < size:
         _held.memory = None  # freed before its successor is made
-        _held.memory = bytearray(size + size // 8)
+        _held.memory = bytearray(size + size // 32)
     return memoryview(_held.memory)[:size]
