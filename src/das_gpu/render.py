@@ -3,9 +3,10 @@
 The scaling to grey levels happens before, in the backend; what comes here is final. The
 PNG writer exists because a general one spends several times as long on choosing row filters
 and searching matches as noise-like envelopes repay: here each row gets the Sub filter and zlib
-looks for nothing but runs of one byte: 5 % more bytes than with its quickest search, in three
-quarters of the time. ISA-L's deflate is four times as quick again, but was seen to encode the same
-pixels into other bytes once in some hundred images, and a rerun must give the same files.
+codes its bytes without a search: 6 % more of them than with the quickest search where there is
+much to be found, 1 % less in noise, in two thirds of the time. ISA-L's deflate is four times as
+quick again, but was seen to encode the same pixels into other bytes once in some hundred images,
+and a rerun must give the same files.
 Format: PNG specification, third edition, https://www.w3.org/TR/png-3/.
 """
 
@@ -58,7 +59,7 @@ def encode_png(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
     bit_depth = 8 * pixels.dtype.itemsize
     header = struct.pack(">IIBBBBB", width, height, bit_depth, _GREYSCALE, 0, 0, 0)
     deflate = zlib.compressobj(
-        _DEFLATE_LEVEL, zlib.DEFLATED, _WINDOW_BITS, _MEMORY_LEVEL, zlib.Z_RLE
+        _DEFLATE_LEVEL, zlib.DEFLATED, _WINDOW_BITS, _MEMORY_LEVEL, zlib.Z_HUFFMAN_ONLY
     )
     data = deflate.compress(_sub_filtered(pixels).data) + deflate.flush()
     return b"".join(
