@@ -133,6 +133,42 @@ def test_percentile_levels_are_numpys_over_the_live_channels(seed, share, sample
             assert np.isnan(levels[band]).all()
 
 
+@given(
+    st.integers(1, 40_000),
+    st.floats(0, 100),
+    st.integers(0, 999),
+    st.sampled_from(["noise", "ties", "sorted", "one far away", "two heaps"]),
+)
+def test_percentiles_are_numpys_however_the_levels_lie(size, share, seed, kind):
+    """Sorted levels, and few that are taken here and there from among them, may mislead."""
+    random = np.random.default_rng(seed)
+    levels = random.normal(150, 9, size=size).astype(np.float32)
+    match kind:
+        case "ties":
+            levels = levels.round()
+        case "sorted":
+            levels.sort()
+        case "one far away":
+            levels[-1] = -600
+        case "two heaps":
+            levels[:: 2 + seed % 50] -= 100
+    before = levels.copy()
+    found = cpu.percentiles(levels, (min(share, 100 - share), max(share, 100 - share)))
+    expected = np.percentile(
+        levels.astype(np.float64), [min(share, 100 - share), max(share, 100 - share)]
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
+    np.testing.assert_array_equal(levels, before)
+
+
+def test_percentiles_are_right_when_the_few_that_are_taken_mislead():
+    """Every third level is taken, and just these are a hundred lower."""
+    levels = np.random.default_rng(1).normal(150, 9, size=3 * cpu.SAMPLED_LEVELS)
+    levels[::3] -= 100
+    expected = np.percentile(levels, [50, 99])
+    np.testing.assert_allclose(cpu.percentiles(levels, (50, 99)), expected, rtol=0, atol=1e-9)
+
+
 def test_zeros_of_a_live_channel_are_floored_200_db_under_the_maximum():
     envelope = np.array([[170.0, -np.inf, 150.0]])
     with workspace(chain(1, 1, 3)) as work:

@@ -105,22 +105,28 @@ def test_the_level_is_that_of_log10_over_all_magnitudes(real, bar_db):
     values = (magnitude * np.exp(0.7j)).astype(np.result_type(real, np.complex64))
     values[0, :2000] = 1 + 1e-3 * np.arange(2000)
     out = np.empty(values.shape, real)
-    fast.envelope_db(values, None, out)
+    fast.envelope_db(values, None, out, *np.empty((2, 1), real))
     exact = 20 * np.log10(np.abs(values.astype(np.complex128))) + 120
     assert np.abs(out - exact).max() < bar_db
 
 
+@pytest.mark.parametrize("steps", [fast, plain])
 @pytest.mark.parametrize("real", REALS)
-def test_the_common_mode_is_taken_off_and_the_signal_left_alone(real):
-    values = complex_noise((4, 37), real)
+def test_the_common_mode_is_taken_off_wherever_the_levels_go(real, steps):
+    """To memory of their own, or into the first half of the signal's."""
+    values = complex_noise((37, 41), real)
     before, common = values.copy(), values[2].copy()
-    out = np.empty((4, 37), real)
-    fast.envelope_db(values, common, out)
+    apart, inside = np.empty((37, 41), real), values.view(real).reshape(-1)[: 37 * 41]
+    ranges = np.empty((2, 37), real)
+    steps.envelope_db(values, common, apart, *ranges)
     assert (values == before).all()
-    assert (out[2] == -np.inf).all()
-    rest = [0, 1, 3]
+    assert (apart[2] == -np.inf).all()
+    rest = np.arange(37) != 2
     expected = 20 * np.log10(np.abs((before - common)[rest].astype(np.complex128)) / 1e-6)
-    np.testing.assert_allclose(out[rest], expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(apart[rest], expected, rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(ranges, [apart.min(axis=1), apart.max(axis=1)])
+    steps.envelope_db(values, common, inside.reshape(37, 41), *ranges)
+    np.testing.assert_array_equal(inside.reshape(37, 41), apart)
 
 
 @pytest.mark.parametrize("real", REALS)
@@ -129,31 +135,10 @@ def test_levels_beyond_the_floats_range_stay_what_they_are(real):
     tiny = np.finfo(real).smallest_subnormal
     values = np.array([[huge, np.inf, np.nan, 0, tiny]], np.result_type(real, np.complex64))
     with np.errstate(invalid="ignore"):
-        fast.envelope_db(values, None, out := np.empty((1, 5), real))
+        fast.envelope_db(values, None, out := np.empty((1, 5), real), *np.empty((2, 1), real))
     assert out[0, :2].tolist() == [np.inf, np.inf]
     assert np.isnan(out[0, 2])
     assert (out[0, 3:] == -np.inf).all()  # the square of the least number is 0
-
-
-@given(st.integers(0, 999), st.floats(0, 50), st.integers(1, 500), st.sampled_from(REALS))
-@calm
-def test_percentiles_are_those_of_the_plain_path(seed, share, samples, real):
-    random = np.random.default_rng(seed)
-    tile = random.normal(150, 9, size=(6, samples)).astype(real)
-    if seed % 3 == 0:
-        tile = tile.round()
-    if seed % 5 == 0:
-        tile[0, 0] = -600  # one level far away leaves all others in few bins
-    live = random.random(6) < 0.6
-    live[seed % 6] = True
-    tile[~live] = -np.inf
-    known = (tile, live, tile[live].min(), tile[live].max(), (share, 100 - share))
-    ours, expected = fast.percentiles(*known), plain.percentiles(*known)
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
-
-
-def test_percentiles_of_one_level_are_that_level():
-    assert fast.percentiles(np.full((2, 3), 7.5), np.ones(2, bool), 7.5, 7.5, (1, 99)) == (7.5, 7.5)
 
 
 @pytest.mark.parametrize("highest", [255, 65535])

@@ -20,6 +20,8 @@ BATCH_CHANNELS = 64
 """Channels filtered at once: their intermediates fit a core's cache."""
 BATCH_SAMPLES = 128
 """Samples of which a thread takes the median over channels at once."""
+SAMPLED_LEVELS = 4096
+"""Levels of a tile that tell where its percentiles are to be looked for."""
 FLOOR_DB = 200.0
 """Zeros of a live channel are drawn this far under their tile's maximum."""
 
@@ -65,21 +67,17 @@ class Steps(Protocol):
         """
 
     def envelope_db(
-        self, values: NDArray[Any], common: NDArray[Any] | None, out: NDArray[Any]
-    ) -> None:
-        """``20*log10(abs(values - common) / 1e-6)``, to ``out``; -inf where that is 0."""
-
-    def percentiles(
         self,
-        tile: NDArray[Any],
-        live: NDArray[np.bool_],
-        least: float,
-        greatest: float,
-        percents: tuple[float, float],
-    ) -> tuple[float, float]:
-        """Two percentiles of the live channels' levels, by linear interpolation.
+        values: NDArray[Any],
+        common: NDArray[Any] | None,
+        out: NDArray[Any],
+        lowest: NDArray[Any],
+        highest: NDArray[Any],
+    ) -> None:
+        """``20*log10(abs(values - common) / 1e-6)``, to ``out``; -inf where that is 0.
 
-        ``least`` and ``greatest`` are the lowest and the highest of these levels.
+        ``out`` may be the first half of the values' own memory. ``lowest`` and ``highest`` become
+        the levels that each channel's lie between.
         """
 
     def in_float(
@@ -251,10 +249,7 @@ class CpuWorkspace:
         return common
 
     def envelope_db(self, signal: Signal, common: NDArray[Any] | None) -> Envelope:
-        """Level in dB, batch by batch, and while it is in cache its range.
-
-        The levels of a band take the first half of the memory that its signal was in.
-        """
+        """Level in dB; a band's takes the first half of the memory that its signal was in."""
         chain, levels = self._chain, self._tools.result().steps.envelope_db
         values, width, samples = signal.values, chain.band_channels, signal.values.shape[1]
         real = values.real.dtype
@@ -263,21 +258,15 @@ class CpuWorkspace:
         lowest, highest = np.empty((2, values.shape[0]), real)
 
         def band(number: int) -> None:
-            first = number * width
-            for k0 in range(0, width, self._batch_channels):
-                k1 = min(k0 + self._batch_channels, width)
-                batch = self._buffers.array("levels", (k1 - k0, samples), real)
-                levels(values[first + k0 : first + k1], common, batch)
-                batch.min(axis=1, out=lowest[first + k0 : first + k1])
-                batch.max(axis=1, out=highest[first + k0 : first + k1])
-                envelope[number, k0:k1] = batch
+            rows = self._rows(number)
+            levels(values[rows], common, envelope[number], lowest[rows], highest[rows])
 
         self._each(band, range(chain.bands))
         return Envelope(envelope, signal.live, lowest, highest)
 
     def levels(self, envelope: Envelope) -> NDArray[np.float64]:
         """Grey limits per band, (bands, 2); zeros of live channels are floored in place."""
-        chain, scale, steps = self._chain, self._chain.scale, self._tools.result().steps
+        chain, scale = self._chain, self._chain.scale
         levels = np.full((chain.bands, 2), np.nan)
 
         def band(number: int) -> None:
@@ -293,7 +282,7 @@ class CpuWorkspace:
                 low = tile[alive].min()
             if scale.kind == "percentile":
                 percents = scale.low, scale.high
-                levels[number] = steps.percentiles(tile, alive, low, high, percents)
+                levels[number] = percentiles(tile if alive.all() else tile[alive], percents)
             elif scale.kind == "fixed":
                 levels[number] = scale.low, scale.high
             else:
@@ -349,6 +338,37 @@ def median_channels(
     if channels.size == 0 or abs(np.ptp(distance_m[channels[[0, -1]]])) < aperture_m:
         return channels[:0]
     return channels[:: -(-channels.size // MEDIAN_CHANNELS)]
+
+
+def percentiles(levels: NDArray[Any], percents: tuple[float, float]) -> tuple[float, float]:
+    """Two percentiles of levels, by linear interpolation between order statistics, exactly.
+
+    Of a few levels taken here and there it is plain above (or below) which one those that matter
+    lie; only these are sorted out, unless the few have misled.
+    """
+    flat = levels.reshape(-1)
+    few = np.sort(flat[:: max(1, flat.size // SAMPLED_LEVELS) | 1])
+    low, high = (percent / 100 * (flat.size - 1) for percent in percents)
+    last = flat.size - 1
+    # The greatest are the least of what is turned round.
+    return _low_end(flat, few, low), -_low_end(flat, few, last - high, turned=True)
+
+
+def _low_end(flat: NDArray[Any], few: NDArray[Any], place: float, *, turned: bool = False) -> float:
+    """Order statistic at a fractional place, from the bottom; ``turned``: of the negatives."""
+    whole = int(place)
+    share = (place + 2) / flat.size * few.size
+    guess = min(int(share + 4 * share**0.5 + 4), few.size - 1)
+    end = flat[flat >= few[few.size - 1 - guess]] if turned else flat[flat <= few[guess]]
+    if end.size < min(whole + 2, flat.size):
+        end = flat.copy()
+    if turned:
+        np.negative(end, out=end)
+    end.partition(whole)
+    below = float(end[whole])
+    if whole + 1 == end.size:
+        return below
+    return below + (place - whole) * (float(end[whole + 1 :].min()) - below)
 
 
 def _array(tile: NDArray[Any], live: NDArray[np.bool_], low: float) -> NDArray[np.float32]:

@@ -96,9 +96,8 @@ def _rehearse(dtype: np.dtype[Any], held: np.dtype[Any], highest: int) -> None:
         live = plan.apply([np.arange(16, dtype=pieces).reshape(2, 8)], room, signal)
     real, common = np.empty((2, 4), dtype), np.empty(4, signal.dtype)
     medians(signal, np.arange(2), 0, 4, common)
-    envelope_db(signal, common, real)
+    envelope_db(signal, common, real, *np.empty((2, 2), dtype))
     real[...] = np.arange(8).reshape(2, 4)
-    percentiles(real, live, 0.0, 7.0, (1.0, 99.0))
     in_float(real, live, 0.0, 1.0, Picture(2, 2, highest, "time-right", "float"))
     centre(np.zeros((1, 2)), (0, 2), (0, 2))
 
@@ -169,8 +168,14 @@ def medians(
     compiled.medians(signal, channels, 2 * start, 2 * stop, room, keys, greatest_key, common)
 
 
-def envelope_db(values: NDArray[Any], common: NDArray[Any] | None, out: NDArray[Any]) -> None:
-    """``20*log10(abs(values - common) / 1e-6)``, without a change to ``values``.
+def envelope_db(
+    values: NDArray[Any],
+    common: NDArray[Any] | None,
+    out: NDArray[Any],
+    lowest: NDArray[Any],
+    highest: NDArray[Any],
+) -> None:
+    """``20*log10(abs(values - common) / 1e-6)`` and each channel's range of it.
 
     To a rounding of ``out``'s type, its series being exact to 1e-6 dB in float32 and 1e-13 dB
     in float64; -inf where the envelope is 0.
@@ -181,62 +186,16 @@ def envelope_db(values: NDArray[Any], common: NDArray[Any] | None, out: NDArray[
     common : (sample,) complex array of the same type, or None
         Subtracted from every channel.
     out : (channel, sample) array of the values' real type, C-contiguous
-        Filled.
+        Filled. It may be the first half of the values' memory.
+    lowest, highest : (channel,) arrays of that type
+        Filled; of a channel whose levels are not numbers with anything.
     """
     from das_gpu.backends import compiled
 
     if common is None:
         common = np.zeros(values.shape[1], values.dtype)
     step = compiled.envelope_32 if out.dtype == np.float32 else compiled.envelope_64
-    step(values.view(out.dtype), common.view(out.dtype), out)
-
-
-def percentiles(
-    tile: NDArray[Any],
-    live: NDArray[np.bool_],
-    least: float,
-    greatest: float,
-    percents: tuple[float, float],
-) -> tuple[float, float]:
-    """Two percentiles of the live channels' levels, exact.
-
-    By linear interpolation between order statistics. A histogram says in which bins these lie;
-    only what is in there is sorted out.
-
-    Parameters
-    ----------
-    tile : (channel, sample) float32 or float64 array, C-contiguous
-        In dB, finite in live channels.
-    live : (channel,) bool array
-        At least one lives.
-    least, greatest : float
-        The lowest and the highest of these levels.
-    percents : (float, float)
-    """
-    from das_gpu.backends import compiledimage
-
-    spread = float(greatest) - float(least)
-    if not 0 < spread < np.inf:
-        return float(least), float(greatest)
-    per_bin = tile.dtype.type(min(compiledimage.BINS / spread, float(np.finfo(tile.dtype).max)))
-    counts = np.zeros((compiledimage.LANES, compiledimage.BINS), np.int32)
-    origin = tile.dtype.type(least)
-    compiledimage.histogram(tile, live, origin, per_bin, counts)
-    until = np.cumsum(counts.sum(axis=0, dtype=np.int64))
-
-    def level(percent: float) -> float:
-        place = percent / 100 * (int(until[-1]) - 1)
-        whole = int(place)
-        above = min(whole + 1, int(until[-1]) - 1)
-        first, last = np.searchsorted(until, [whole, above], side="right")
-        before = int(until[first - 1]) if first else 0
-        near = np.empty(int(until[last]) - before, tile.dtype)
-        compiledimage.collect(tile, live, origin, per_bin, np.int32(first), np.int32(last), near)
-        near.partition((whole - before, above - before))
-        below = float(near[whole - before])
-        return below + (place - whole) * (float(near[above - before]) - below)
-
-    return level(percents[0]), level(percents[1])
+    step(values.view(out.dtype), common.view(out.dtype), out, lowest, highest)
 
 
 def in_float(

@@ -15,7 +15,7 @@ from das_gpu.backends import Chain, window
 from das_gpu.backends.grey import by_pillow, in_float
 from das_gpu.backends.window import BandPass
 
-__all__ = ["band_pass", "by_pillow", "centre", "envelope_db", "in_float", "medians", "percentiles"]
+__all__ = ["band_pass", "by_pillow", "centre", "envelope_db", "in_float", "medians"]
 
 NARROW_COUNTS = 1 << 17
 """A window's range up to which its trend is taken off in float32: rounding is then under
@@ -29,10 +29,20 @@ DB_REFERENCE = 120.0
 
 
 def detrended(pieces: Sequence[NDArray[Any]], out: NDArray[Any]) -> NDArray[np.bool_]:
-    """Without going through float64 where integers stay within `NARROW_COUNTS`.
+    """Samples of whole windows less the line through each channel's ends; which channels live.
 
-    Differences to a channel's first sample are then exact integers, and exact in float32 too.
+    Without going through float64 where integers stay within `NARROW_COUNTS`: differences to a
+    channel's first sample are then exact integers, and exact in float32 too.
     """
+    live = np.empty(out.shape[0], np.bool_)
+    for k in range(0, out.shape[0], LEVEL_CHANNELS):
+        rows = slice(k, k + LEVEL_CHANNELS)
+        live[rows] = _detrended([piece[rows] for piece in pieces], out[rows])
+    return live
+
+
+def _detrended(pieces: Sequence[NDArray[Any]], out: NDArray[Any]) -> NDArray[np.bool_]:
+    """A few channels, which stay in cache."""
     low, high = window.limits(pieces)
     live: NDArray[np.bool_] = np.isfinite(low) & np.isfinite(high) & (low != high)
     if low.dtype.kind == "i":
@@ -158,39 +168,27 @@ def medians(
             parts[begin:end, part] = (turned[:, (n - 1) // 2] + turned[:, n // 2]) / 2
 
 
-def envelope_db(values: NDArray[Any], common: NDArray[Any] | None, out: NDArray[Any]) -> None:
-    """A few channels at a time."""
-    for k in range(0, out.shape[0], LEVEL_CHANNELS):
-        rows, levels = values[k : k + LEVEL_CHANNELS], out[k : k + LEVEL_CHANNELS]
-        if common is not None:
-            rows = rows - common
-        np.square(rows.real, out=levels)
-        levels += np.square(rows.imag)
+def envelope_db(
+    values: NDArray[Any],
+    common: NDArray[Any] | None,
+    out: NDArray[Any],
+    lowest: NDArray[Any],
+    highest: NDArray[Any],
+) -> None:
+    """A few channels at a time, real and imaginary parts as they lie, side by side."""
+    parts = values.view(out.dtype)
+    away = None if common is None else common.view(out.dtype)
+    room = np.empty((min(LEVEL_CHANNELS, len(parts)), parts.shape[1]), out.dtype)
+    for k in range(0, len(parts), LEVEL_CHANNELS):
+        rows = parts[k : k + LEVEL_CHANNELS]
+        power = room[: len(rows)]
+        np.subtract(rows, 0 if away is None else away, out=power)
+        np.square(power, out=power)
+        levels = out[k : k + LEVEL_CHANNELS]
+        np.add(power[:, ::2], power[:, 1::2], out=levels)
         with np.errstate(divide="ignore"):
             np.log10(levels, out=levels)
         levels *= 10
         levels += DB_REFERENCE
-
-
-def percentiles(
-    tile: NDArray[Any],
-    live: NDArray[np.bool_],
-    least: float,  # noqa: ARG001 - the compiled way needs them
-    greatest: float,  # noqa: ARG001
-    percents: tuple[float, float],
-) -> tuple[float, float]:
-    """Each order statistic has a partition of its own: around a single place it is vectorised."""
-    flat = (tile if live.all() else tile[live]).flatten()
-    low, high = (percent / 100 * (flat.size - 1) for percent in percents)
-    upper = _interpolated(flat, high)
-    return _interpolated(flat, low), upper
-
-
-def _interpolated(flat: NDArray[Any], place: float) -> float:
-    """Order statistic at a fractional place of ``flat``, which is partitioned there."""
-    whole = int(place)
-    flat.partition(whole)
-    below = float(flat[whole])
-    if whole + 1 == flat.size:
-        return below
-    return below + (place - whole) * (float(flat[whole + 1 :].min()) - below)
+        levels.min(axis=1, out=lowest[k : k + LEVEL_CHANNELS])
+        levels.max(axis=1, out=highest[k : k + LEVEL_CHANNELS])
