@@ -18,6 +18,8 @@ from das_gpu.model import RingLayout, RowWindow
 
 BATCH_CHANNELS = 64
 """Channels filtered at once: their intermediates fit a core's cache."""
+COMPILED_CHANNELS = 256
+"""The same where loops are compiled, which see to their caches themselves."""
 BATCH_SAMPLES = 128
 """Samples of which a thread takes the median over channels at once."""
 SAMPLED_LEVELS = 4096
@@ -80,6 +82,9 @@ class Steps(Protocol):
         the levels that each channel's lie between.
         """
 
+    def end(self, levels: NDArray[Any], limit: Any, *, greatest: bool) -> NDArray[Any]:
+        """Those of a row of levels that are at most the limit, or at least it: a copy."""
+
     def in_float(
         self,
         envelope: NDArray[Any],
@@ -140,10 +145,10 @@ class CpuBackend:
     ahead = False
 
     def __init__(
-        self, threads: int = 1, batch_channels: int = BATCH_CHANNELS, *, compiled: bool = False
+        self, threads: int = 1, batch_channels: int | None = None, *, compiled: bool = False
     ) -> None:
         self.threads = threads
-        self.batch_channels = batch_channels
+        self.batch_channels = batch_channels or (COMPILED_CHANNELS if compiled else BATCH_CHANNELS)
         self.compiled = compiled
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="das-gpu-compute")
 
@@ -266,7 +271,7 @@ class CpuWorkspace:
 
     def levels(self, envelope: Envelope) -> NDArray[np.float64]:
         """Grey limits per band, (bands, 2); zeros of live channels are floored in place."""
-        chain, scale = self._chain, self._chain.scale
+        chain, scale, end = self._chain, self._chain.scale, self._tools.result().steps.end
         levels = np.full((chain.bands, 2), np.nan)
 
         def band(number: int) -> None:
@@ -282,7 +287,8 @@ class CpuWorkspace:
                 low = tile[alive].min()
             if scale.kind == "percentile":
                 percents = scale.low, scale.high
-                levels[number] = percentiles(tile if alive.all() else tile[alive], percents)
+                some = tile if alive.all() else tile[alive]
+                levels[number] = percentiles(some, percents, end)
             elif scale.kind == "fixed":
                 levels[number] = scale.low, scale.high
             else:
@@ -340,35 +346,38 @@ def median_channels(
     return channels[:: -(-channels.size // MEDIAN_CHANNELS)]
 
 
-def percentiles(levels: NDArray[Any], percents: tuple[float, float]) -> tuple[float, float]:
+def percentiles(
+    levels: NDArray[Any],
+    percents: tuple[float, float],
+    end: Callable[..., NDArray[Any]] = plain.end,
+) -> tuple[float, float]:
     """Two percentiles of levels, by linear interpolation between order statistics, exactly.
 
-    Of a few levels taken here and there it is plain above (or below) which one those that matter
-    lie; only these are sorted out, unless the few have misled.
+    Of a few levels taken here and there it is plain below (or above) which one those that matter
+    lie; only these, an ``end`` of all, are sorted out, unless the few have misled.
     """
     flat = levels.reshape(-1)
     few = np.sort(flat[:: max(1, flat.size // SAMPLED_LEVELS) | 1])
-    low, high = (percent / 100 * (flat.size - 1) for percent in percents)
+
+    def level(place: float, *, greatest: bool) -> float:
+        """Order statistic at a fractional place from the bottom, or from the top."""
+        share = (place + 2) / flat.size * few.size
+        guess = min(int(share + 4 * share**0.5 + 4), few.size - 1)
+        some = end(flat, few[-1 - guess if greatest else guess], greatest=greatest)
+        whole = int(place)
+        if some.size < min(whole + 2, flat.size):
+            some = flat.copy()
+        if greatest:  # the greatest are the least of what is turned round
+            np.negative(some, out=some)
+        some.partition(whole)
+        found = float(some[whole])
+        if whole + 1 < some.size:
+            found += (place - whole) * (float(some[whole + 1 :].min()) - found)
+        return -found if greatest else found
+
     last = flat.size - 1
-    # The greatest are the least of what is turned round.
-    return _low_end(flat, few, low), -_low_end(flat, few, last - high, turned=True)
-
-
-def _low_end(flat: NDArray[Any], few: NDArray[Any], place: float, *, turned: bool = False) -> float:
-    """Order statistic at a fractional place, from the bottom; ``turned``: of the negatives."""
-    whole = int(place)
-    share = (place + 2) / flat.size * few.size
-    guess = min(int(share + 4 * share**0.5 + 4), few.size - 1)
-    end = flat[flat >= few[few.size - 1 - guess]] if turned else flat[flat <= few[guess]]
-    if end.size < min(whole + 2, flat.size):
-        end = flat.copy()
-    if turned:
-        np.negative(end, out=end)
-    end.partition(whole)
-    below = float(end[whole])
-    if whole + 1 == end.size:
-        return below
-    return below + (place - whole) * (float(end[whole + 1 :].min()) - below)
+    low, high = (percent / 100 * last for percent in percents)
+    return level(low, greatest=False), level(last - high, greatest=True)
 
 
 def _array(tile: NDArray[Any], live: NDArray[np.bool_], low: float) -> NDArray[np.float32]:

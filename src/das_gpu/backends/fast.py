@@ -98,6 +98,7 @@ def _rehearse(dtype: np.dtype[Any], held: np.dtype[Any], highest: int) -> None:
     medians(signal, np.arange(2), 0, 4, common)
     envelope_db(signal, common, real, *np.empty((2, 2), dtype))
     real[...] = np.arange(8).reshape(2, 4)
+    end(real.reshape(-1), real[0, 0], greatest=False)
     in_float(real, live, 0.0, 1.0, Picture(2, 2, highest, "time-right", "float"))
     centre(np.zeros((1, 2)), (0, 2), (0, 2))
 
@@ -196,6 +197,24 @@ def envelope_db(
         common = np.zeros(values.shape[1], values.dtype)
     step = compiled.envelope_32 if out.dtype == np.float32 else compiled.envelope_64
     step(values.view(out.dtype), common.view(out.dtype), out, lowest, highest)
+
+
+def end(levels: NDArray[Any], limit: Any, *, greatest: bool) -> NDArray[Any]:
+    """Those of a row of finite levels that are at most the limit, or at least it: a copy.
+
+    Parameters
+    ----------
+    levels : (n,) float32 or float64 array, C-contiguous
+    limit : number of that type
+    greatest : bool
+        Those that are at least the limit.
+    """
+    from das_gpu.backends import compiledimage
+
+    sign = levels.dtype.type(-1 if greatest else 1)
+    found = np.empty(compiledimage.count(levels, sign, sign * limit), levels.dtype)
+    compiledimage.collect(levels, sign, sign * limit, found)
+    return found
 
 
 def in_float(
