@@ -141,16 +141,6 @@ def test_levels_beyond_the_floats_range_stay_what_they_are(real):
     assert (out[0, 3:] == -np.inf).all()  # the square of the least number is 0
 
 
-@given(st.integers(1, 700), st.integers(0, 99), st.sampled_from(REALS), st.booleans())
-@calm
-def test_an_end_is_every_level_up_to_the_limit(size, seed, real, greatest):
-    levels = np.random.default_rng(seed).normal(150, 9, size=size).astype(real)
-    limit = levels[seed % size]
-    ours, expected = (way.end(levels, limit, greatest=greatest) for way in (fast, plain))
-    np.testing.assert_array_equal(ours, expected)
-    assert limit in ours
-
-
 @pytest.mark.parametrize("highest", [255, 65535])
 @pytest.mark.parametrize("orientation", ["time-down", "time-right"])
 @pytest.mark.parametrize("shape", [(60, 1500), (75, 90), (256, 256), (3, 2), (1, 70)])

@@ -220,55 +220,25 @@ def _level_64(power: Any) -> Any:
     return level if power <= _GREATEST_64 else power
 
 
-@compiled_loop()
-def _range(levels: NDArray[Any]) -> tuple[Any, Any]:
-    low, high = levels[0], levels[0]
-    for i in range(levels.size):
-        low = min(low, levels[i])
-        high = max(high, levels[i])
-    return low, high
-
-
 @compiled_loop("contract")
-def envelope_32(
-    signal: NDArray[Any],
-    common: NDArray[Any],
-    out: NDArray[Any],
-    lowest: NDArray[Any],
-    highest: NDArray[Any],
-) -> None:
-    """Level in dB of what a complex64 signal is apart from its common mode, and its range.
-
-    By way of a line: ``out`` may be where the signal of the channels before was.
-    """
-    line = np.empty(out.shape[1], out.dtype)
+def envelope_32(signal: NDArray[Any], common: NDArray[Any], out: NDArray[Any]) -> None:
+    """Level in dB of what a complex64 signal is apart from its common mode."""
     for k in range(out.shape[0]):
-        values = signal[k]
-        for i in range(line.size):
+        values, levels = signal[k], out[k]
+        for i in range(levels.size):
             u = np.uintp(i) * np.uintp(2)
             real = values[u] - common[u]
             imaginary = values[u + np.uintp(1)] - common[u + np.uintp(1)]
-            line[i] = _level_32(real * real + imaginary * imaginary)
-        lowest[k], highest[k] = _range(line)
-        out[k][:] = line
+            levels[i] = _level_32(real * real + imaginary * imaginary)
 
 
 @compiled_loop("contract")
-def envelope_64(
-    signal: NDArray[Any],
-    common: NDArray[Any],
-    out: NDArray[Any],
-    lowest: NDArray[Any],
-    highest: NDArray[Any],
-) -> None:
+def envelope_64(signal: NDArray[Any], common: NDArray[Any], out: NDArray[Any]) -> None:
     """As `envelope_32`, for complex128."""
-    line = np.empty(out.shape[1], out.dtype)
     for k in range(out.shape[0]):
-        values = signal[k]
-        for i in range(line.size):
+        values, levels = signal[k], out[k]
+        for i in range(levels.size):
             u = np.uintp(i) * np.uintp(2)
             real = values[u] - common[u]
             imaginary = values[u + np.uintp(1)] - common[u + np.uintp(1)]
-            line[i] = _level_64(real * real + imaginary * imaginary)
-        lowest[k], highest[k] = _range(line)
-        out[k][:] = line
+            levels[i] = _level_64(real * real + imaginary * imaginary)

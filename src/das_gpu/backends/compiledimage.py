@@ -9,40 +9,6 @@ from numpy.typing import NDArray
 
 from das_gpu.backends.compiled import compiled_loop
 
-COLLECTED = 64
-"""Levels looked over at once for those beyond a limit."""
-
-
-@compiled_loop()
-def count(levels: NDArray[Any], sign: Any, limit: Any) -> int:
-    """How many times ``sign`` are at most the limit."""
-    found = 0
-    for begin in range(0, levels.size, COLLECTED):
-        found += _inside(levels[begin : begin + COLLECTED], sign, limit)
-    return found
-
-
-@compiled_loop()
-def _inside(levels: NDArray[Any], sign: Any, limit: Any) -> Any:
-    found = np.int32(0)
-    for i in range(levels.size):
-        found = np.int32(found + np.int32(levels[i] * sign <= limit))
-    return found
-
-
-@compiled_loop()
-def collect(levels: NDArray[Any], sign: Any, limit: Any, out: NDArray[Any]) -> None:
-    """Copy those that `count` has counted."""
-    found = 0
-    for begin in range(0, levels.size, COLLECTED):
-        part = levels[begin : begin + COLLECTED]
-        if _inside(part, sign, limit) == 0:
-            continue
-        for i in range(part.size):
-            if part[i] * sign <= limit:
-                out[found] = part[i]
-                found += 1
-
 
 @compiled_loop("reassoc", "contract")
 def _dot(weights: NDArray[Any], values: NDArray[Any]) -> Any:

@@ -18,8 +18,6 @@ from das_gpu.model import RingLayout, RowWindow
 
 BATCH_CHANNELS = 64
 """Channels filtered at once: their intermediates fit a core's cache."""
-COMPILED_CHANNELS = 256
-"""The same where loops are compiled, which see to their caches themselves."""
 BATCH_SAMPLES = 128
 """Samples of which a thread takes the median over channels at once."""
 SAMPLED_LEVELS = 4096
@@ -82,9 +80,6 @@ class Steps(Protocol):
         the levels that each channel's lie between.
         """
 
-    def end(self, levels: NDArray[Any], limit: Any, *, greatest: bool) -> NDArray[Any]:
-        """Those of a row of levels that are at most the limit, or at least it: a copy."""
-
     def in_float(
         self,
         envelope: NDArray[Any],
@@ -145,10 +140,10 @@ class CpuBackend:
     ahead = False
 
     def __init__(
-        self, threads: int = 1, batch_channels: int | None = None, *, compiled: bool = False
+        self, threads: int = 1, batch_channels: int = BATCH_CHANNELS, *, compiled: bool = False
     ) -> None:
         self.threads = threads
-        self.batch_channels = batch_channels or (COMPILED_CHANNELS if compiled else BATCH_CHANNELS)
+        self.batch_channels = batch_channels
         self.compiled = compiled
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="das-gpu-compute")
 
@@ -271,7 +266,7 @@ class CpuWorkspace:
 
     def levels(self, envelope: Envelope) -> NDArray[np.float64]:
         """Grey limits per band, (bands, 2); zeros of live channels are floored in place."""
-        chain, scale, end = self._chain, self._chain.scale, self._tools.result().steps.end
+        chain, scale = self._chain, self._chain.scale
         levels = np.full((chain.bands, 2), np.nan)
 
         def band(number: int) -> None:
@@ -287,8 +282,7 @@ class CpuWorkspace:
                 low = tile[alive].min()
             if scale.kind == "percentile":
                 percents = scale.low, scale.high
-                some = tile if alive.all() else tile[alive]
-                levels[number] = percentiles(some, percents, end)
+                levels[number] = percentiles(tile if alive.all() else tile[alive], percents)
             elif scale.kind == "fixed":
                 levels[number] = scale.low, scale.high
             else:
@@ -346,15 +340,11 @@ def median_channels(
     return channels[:: -(-channels.size // MEDIAN_CHANNELS)]
 
 
-def percentiles(
-    levels: NDArray[Any],
-    percents: tuple[float, float],
-    end: Callable[..., NDArray[Any]] = plain.end,
-) -> tuple[float, float]:
+def percentiles(levels: NDArray[Any], percents: tuple[float, float]) -> tuple[float, float]:
     """Two percentiles of levels, by linear interpolation between order statistics, exactly.
 
     Of a few levels taken here and there it is plain below (or above) which one those that matter
-    lie; only these, an ``end`` of all, are sorted out, unless the few have misled.
+    lie; only these are sorted out, unless the few have misled.
     """
     flat = levels.reshape(-1)
     few = np.sort(flat[:: max(1, flat.size // SAMPLED_LEVELS) | 1])
@@ -363,7 +353,8 @@ def percentiles(
         """Order statistic at a fractional place from the bottom, or from the top."""
         share = (place + 2) / flat.size * few.size
         guess = min(int(share + 4 * share**0.5 + 4), few.size - 1)
-        some = end(flat, few[-1 - guess if greatest else guess], greatest=greatest)
+        limit = few[-1 - guess if greatest else guess]
+        some = flat[flat >= limit if greatest else flat <= limit]
         whole = int(place)
         if some.size < min(whole + 2, flat.size):
             some = flat.copy()

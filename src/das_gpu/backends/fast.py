@@ -24,6 +24,8 @@ from das_gpu.backends.analytic import AnalyticPlan, supported
 from das_gpu.backends.grey import resized_by_pillow
 from das_gpu.backends.window import BandPass, Buffers
 
+LEVEL_CHANNELS = 32
+"""Channels whose levels are in cache while their range is taken."""
 REMEDY = "`pip install das-gpu[fast]` brings what fits; without it NumPy does the work."
 
 
@@ -98,7 +100,6 @@ def _rehearse(dtype: np.dtype[Any], held: np.dtype[Any], highest: int) -> None:
     medians(signal, np.arange(2), 0, 4, common)
     envelope_db(signal, common, real, *np.empty((2, 2), dtype))
     real[...] = np.arange(8).reshape(2, 4)
-    end(real.reshape(-1), real[0, 0], greatest=False)
     in_float(real, live, 0.0, 1.0, Picture(2, 2, highest, "time-right", "float"))
     centre(np.zeros((1, 2)), (0, 2), (0, 2))
 
@@ -196,25 +197,16 @@ def envelope_db(
     if common is None:
         common = np.zeros(values.shape[1], values.dtype)
     step = compiled.envelope_32 if out.dtype == np.float32 else compiled.envelope_64
-    step(values.view(out.dtype), common.view(out.dtype), out, lowest, highest)
-
-
-def end(levels: NDArray[Any], limit: Any, *, greatest: bool) -> NDArray[Any]:
-    """Those of a row of finite levels that are at most the limit, or at least it: a copy.
-
-    Parameters
-    ----------
-    levels : (n,) float32 or float64 array, C-contiguous
-    limit : number of that type
-    greatest : bool
-        Those that are at least the limit.
-    """
-    from das_gpu.backends import compiledimage
-
-    sign = levels.dtype.type(-1 if greatest else 1)
-    found = np.empty(compiledimage.count(levels, sign, sign * limit), levels.dtype)
-    compiledimage.collect(levels, sign, sign * limit, found)
-    return found
+    parts, away = values.view(out.dtype), common.view(out.dtype)
+    # By way of memory that stays in cache, since ``out`` may be that of the values.
+    room = np.empty((min(LEVEL_CHANNELS, len(out)), out.shape[1]), out.dtype)
+    for k in range(0, len(out), LEVEL_CHANNELS):
+        rows = slice(k, k + LEVEL_CHANNELS)
+        levels = room[: len(out[rows])]
+        step(parts[rows], away, levels)
+        levels.min(axis=1, out=lowest[rows])
+        levels.max(axis=1, out=highest[rows])
+        out[rows] = levels
 
 
 def in_float(

@@ -15,7 +15,7 @@ from das_gpu.backends import Chain, window
 from das_gpu.backends.grey import by_pillow, in_float
 from das_gpu.backends.window import BandPass
 
-__all__ = ["band_pass", "by_pillow", "centre", "end", "envelope_db", "in_float", "medians"]
+__all__ = ["band_pass", "by_pillow", "centre", "envelope_db", "in_float", "medians"]
 
 NARROW_COUNTS = 1 << 17
 """A window's range up to which its trend is taken off in float32: rounding is then under
@@ -26,11 +26,6 @@ LEVEL_CHANNELS = 16
 """Channels whose common mode is taken off at once: the differences stay in cache."""
 DB_REFERENCE = 120.0
 """20*log10(1/1e-6): the level of 1 count re 1e-6 count."""
-
-
-def end(levels: NDArray[Any], limit: Any, *, greatest: bool) -> NDArray[Any]:
-    """By a mask."""
-    return np.asarray(levels[levels >= limit if greatest else levels <= limit])
 
 
 def detrended(pieces: Sequence[NDArray[Any]], out: NDArray[Any]) -> NDArray[np.bool_]:
