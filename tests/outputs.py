@@ -50,5 +50,5 @@ def files(out: Path) -> dict[str, str]:
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(out.rglob("*"))
         if path.is_file() and path.name not in ("run.json", "report.html")
-        if path.parent != out / "logs"
+        if path.parent != out / "logs" and out / "report" not in path.parents
     }

@@ -39,6 +39,7 @@ _WRITE = "create and write"
 _LACKS_RIGHT = "AuthorizationPermissionMismatch"
 _CONTENT_TYPES = {
     ".png": "image/png",
+    ".jpg": "image/jpeg",
     ".json": "application/json",
     ".jsonl": "application/x-ndjson",
     ".html": "text/html; charset=utf-8",

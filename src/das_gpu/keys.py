@@ -18,10 +18,11 @@ IMAGES = "images/"
 SEGMENTS = "segments/"
 QUARANTINE = "quarantine/"
 LOGS = "logs/"
+SHEETS = "report/sprites/"
 TEMPORARY = ".~das-gpu-"
 """How the names of files begin, inside their folders, that are being written."""
 
-Kind = Literal["image", "segment", "marker", "log", "single"]
+Kind = Literal["image", "segment", "marker", "log", "sheet", "single"]
 """Kinds of a run's files; ``single`` are those of which there is one."""
 
 _KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
@@ -35,6 +36,7 @@ _KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("segment", re.compile(r"segments/\d{5,}\.jsonl")),
     ("marker", re.compile(r"quarantine/\d{5,}\.json")),
     ("log", re.compile(r"logs/[^/]+\.jsonl")),
+    ("sheet", re.compile(re.escape(SHEETS) + r"\d{5,}-[0-9a-f]{16}\.jpg")),
     ("single", re.compile("|".join(map(re.escape, (*PRODUCTS, RUN_KEY, STATE_KEY))))),
 )
 

@@ -22,6 +22,7 @@ from das_gpu.keys import (
     LOGS,
     METADATA_KEY,
     PRODUCTS,
+    SHEETS,
     UNDELIVERED_KEY,
     kind_of,
     marker_key,
@@ -346,4 +347,5 @@ def _delete_run(sink: Store) -> None:
     delete(sink, (*PRODUCTS, STATE_KEY, *map(marker_key, markers), *map(segment_key, segments)))
     sink.flush()
     delete(sink, (key for key in sink.list(IMAGES) if kind_of(key) == "image"))
+    delete(sink, (key for key in sink.list(SHEETS) if kind_of(key) == "sheet"))
     sink.flush()

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, BinaryIO, Protocol
 
 from das_gpu.errors import DestinationError, UsageError
-from das_gpu.keys import IMAGES, QUARANTINE, SEGMENTS, TEMPORARY
+from das_gpu.keys import IMAGES, QUARANTINE, SEGMENTS, SHEETS, TEMPORARY
 from das_gpu.locations import Location
 from das_gpu.lock import LOCK_KEY, Hold, Holder, folder_holder, hold_folder
 from das_gpu.runfile import check_key
@@ -208,7 +208,7 @@ class LocalSink:
         writing: call it before the work starts, or after it has ended.
         """
         top = self._root.glob(f"{TEMPORARY}*")
-        for path in itertools.chain(top, *map(self._walk, (IMAGES, SEGMENTS, QUARANTINE))):
+        for path in itertools.chain(top, *map(self._walk, (IMAGES, SEGMENTS, QUARANTINE, SHEETS))):
             if path.name.startswith(TEMPORARY):
                 try:
                     path.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from das_gpu.cli.info import info
 from das_gpu.cli.options import environment
 from das_gpu.cli.plan import plan
 from das_gpu.cli.recipe import recipe
+from das_gpu.cli.report import report
 from das_gpu.cli.simulate import simulate
 from das_gpu.cli.status import status
 from das_gpu.cli.verify import verify
@@ -86,7 +87,7 @@ def _app() -> App:
         default_parameter=Parameter(negative=(), show_default=False),
         suppress_keyboard_interrupt=False,
     )
-    for command in (extract, info, plan, recipe, status, verify, bench, simulate, doctor):
+    for command in (extract, info, plan, recipe, status, verify, report, bench, simulate, doctor):
         app.command(command, help_epilogue="")
     return app
 

@@ -19,6 +19,7 @@ from das_gpu.cli.options import (
     resolve_demo,
 )
 from das_gpu.cli.plan import show
+from das_gpu.cli.report import page_at_end
 from das_gpu.cli.stop import stoppable
 from das_gpu.errors import UsageError
 
@@ -168,8 +169,10 @@ def extract(
         console.say(f"note: {warning}")
     for line in summary_lines(summary, out):
         console.say(line)
+    page = page_at_end(out, out_access)
     if as_json:
-        console.write_json(_facts(summary, out))
+        facts = _facts(summary, out)
+        console.write_json({**facts, "report": None if page is None else page.page})
     return summary.exit_code
 
 

@@ -1,0 +1,117 @@
+"""``das-gpu report``: the page of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+from das_gpu.cli import console
+from das_gpu.cli.options import ACCESS, AccessOptions, OutputOptions, option
+from das_gpu.cli.status import out_access
+
+if TYPE_CHECKING:
+    from das_gpu.report import Report
+    from das_gpu.store import Access
+
+_PATIENCE_S = 3.0
+"""How long the end of a run may take for thumbnails."""
+
+
+def report(
+    out: str,
+    /,
+    *,
+    reading: AccessOptions | None = None,
+    out_credential: Annotated[
+        str, option(ACCESS, "The same as --credential, as extract has it for OUT.", metavar="FORM")
+    ] = "auto",
+    output: OutputOptions | None = None,
+) -> int:
+    """Write the page of a run, report.html: map, contact sheet, reasons, levels, provenance.
+
+    Every extract writes it at its end, with as many thumbnails as can be had in a few seconds;
+    this draws the others. Thumbnails of more than some thousand images lie beside the page, in
+    report/sprites. A run that is at work is not disturbed. --credential is OUT's. Exit code 0
+    when the page is written, whatever the run has come to.
+    Example: das-gpu report images
+
+    Parameters
+    ----------
+    out
+        What was given to extract as OUT: a folder, or an address of Azure Blob Storage.
+    """
+    from das_gpu.report import report as write
+
+    with console.progress_bar("drawing") as bar:
+        written = write(out, out_access(reading, out_credential), on_progress=_drawn_on(bar))
+    if (output or OutputOptions()).json:
+        console.write_json({**asdict(written), "exit_code": 0})
+    else:
+        console.write_table(_rows(written))
+    return 0
+
+
+def page_at_end(out: str, access: Access) -> Report | None:
+    """Write the page at the end of a run, if that can be done; what is wrong is said.
+
+    Parameters
+    ----------
+    out : str
+        As `extract` was given it.
+    access : Access
+        How it is reached.
+
+    Returns
+    -------
+    Report or None
+        None when there is no page: the run is what it is without one.
+    """
+    try:
+        from das_gpu.report import report as write
+
+        written = write(out, access, within_s=_PATIENCE_S)
+    except Exception as error:  # noqa: BLE001 - no page is worth more than the run it is of
+        console.say(f"note: The page of this run could not be written: {error}")
+        return None
+    told = f"Page: {written.page}."
+    if written.left_out:
+        told += (
+            f" {written.left_out:,} thumbnails are left out of it, which take longer: das-gpu "
+            f"report {out}"
+        )
+    console.say(told)
+    return written
+
+
+def _drawn_on(bar: console.ProgressBar) -> Callable[[int, int], None]:
+    """Draws how far it is, how fast it goes and what time is left."""
+    began = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        seconds = time.monotonic() - began
+        detail = f"{done}/{total} thumbnails"
+        if done and seconds > 0:
+            left = console.duration_text(round((total - done) * seconds / done))
+            detail += f", {done / seconds:.0f}/s, {left} left"
+        bar.update(done, total, detail)
+
+    return show
+
+
+def _rows(written: Report) -> list[tuple[str, str]]:
+    rows = [
+        ("page", f"{written.page} ({console.bytes_text(written.bytes)})"),
+        ("tiles", f"{written.tiles:,}"),
+    ]
+    if written.images:
+        rows.append(("thumbnails", f"{written.thumbnails:,} of {written.images:,} images"))
+        place = f"{written.sheets_beside:,} beside the page" if written.sheets_beside else "in it"
+        rows.append(("sheets", f"{place}; {written.sheets_made:,} drawn now"))
+    else:
+        rows.append(("thumbnails", "none: the run has no images"))
+    if written.unreadable:
+        text = f"{written.unreadable:,} images are not there, or cannot be read: das-gpu verify"
+        rows.append(("unreadable", text))
+    return [*rows, ("took", console.duration_text(round(written.seconds, 1)))]
