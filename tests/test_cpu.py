@@ -108,7 +108,7 @@ def test_the_integer_detrend_is_the_one_in_float64(samples, seed, bits, kind):
     counts = random.integers(-half, half, endpoint=True, size=(6, samples)).astype(kind)
     exact = detrended(counts.astype(np.float64))
     ours = np.empty((6, samples), np.float32)
-    plain.detrended([counts[:, :1], counts[:, 1:]], ours)
+    plain.Detrend(counts.shape[1], ours.dtype).apply([counts[:, :1], counts[:, 1:]], ours)
     wide = np.ptp(counts.astype(float), axis=1) > plain.NARROW_COUNTS
     np.testing.assert_allclose(ours[~wide], exact[~wide], rtol=0, atol=0.03)
     np.testing.assert_array_equal(ours[wide], exact[wide].astype(np.float32))
