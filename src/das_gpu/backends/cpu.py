@@ -88,7 +88,10 @@ class Steps(Protocol):
         high: float,
         picture: Picture,
     ) -> NDArray[Any]:
-        """Grey levels resized in floating point, clipped and rounded: (height, width)."""
+        """Grey levels resized in floating point, clipped and rounded: (height, width).
+
+        What the envelope holds of channels that do not live may be written over.
+        """
 
     def by_pillow(
         self,

@@ -107,18 +107,14 @@ def _spectral(chain: Chain, gains: NDArray[np.float64]) -> BandPass:
     from scipy import fft
 
     detrend, buffers = Detrend(chain.length, chain.dtype), window.Buffers()
-    complex_type = np.result_type(chain.dtype, np.complex64)
     core = slice(chain.core0 // chain.step, chain.core0 // chain.step + chain.tile_samples)
-    weights = gains.astype(chain.dtype)
+    weights, kept = gains.astype(chain.dtype), chain.length // chain.step
 
     def band_pass(pieces: Sequence[NDArray[Any]], out: NDArray[Any]) -> NDArray[np.bool_]:
         channels = out.shape[0]
         real = buffers.array("detrended", (channels, chain.length), chain.dtype)
         live = detrend.apply(pieces, real)
-        spectrum = fft.rfft(real, axis=1, overwrite_x=True)
-        kept = (channels, chain.length // chain.step)
-        folded = buffers.array("folded", kept, complex_type)
-        fold(spectrum, weights, folded)
+        folded = fold(fft.rfft(real, axis=1, overwrite_x=True), weights, kept)
         # norm="forward" leaves the inverse unscaled: the gains carry the 1/N.
         out[...] = fft.ifft(folded, axis=1, norm="forward", overwrite_x=True)[:, core]
         return live
@@ -126,25 +122,24 @@ def _spectral(chain: Chain, gains: NDArray[np.float64]) -> BandPass:
     return band_pass
 
 
-def fold(spectrum: NDArray[Any], weights: NDArray[Any], out: NDArray[Any]) -> None:
-    """One-sided spectrum times its weights, of its precision, to ``out`` (channel, kept bin).
+def fold(spectrum: NDArray[Any], weights: NDArray[Any], length: int) -> NDArray[Any]:
+    """One-sided spectrum times its weights, of its precision: (channel, ``length`` kept bins).
 
     An analytic signal has no negative frequencies, so keeping every step-th sample moves each
     bin down by whole multiples of the kept length, where they add; what none falls on is zero.
+    The spectrum is written over, and where it is long enough the result lies in it.
     """
-    bins, length = weights.size, out.shape[1]
     # Real and imaginary parts as they lie: NumPy would make the weights complex first.
-    parts, folded, twice = (
-        spectrum.view(weights.dtype),
-        out.view(weights.dtype),
-        weights.repeat(2),
-    )
-    head = 2 * min(bins, length)
-    np.multiply(parts[:, :head], twice[:head], out=folded[:, :head])
-    folded[:, head:] = 0
-    for start in range(2 * length, 2 * bins, 2 * length):
-        stop = min(start + 2 * length, 2 * bins)
-        folded[:, : stop - start] += parts[:, start:stop] * twice[start:stop]
+    parts, twice = spectrum.view(weights.dtype), weights.repeat(2)
+    bins, length = 2 * weights.size, 2 * length
+    parts[:, :bins] *= twice
+    parts[:, bins:] = 0
+    for start in range(length, bins, length):
+        beyond = parts[:, start : start + length]
+        parts[:, : beyond.shape[1]] += beyond
+    if parts.shape[1] < length:
+        parts = np.pad(parts, ((0, 0), (0, length - parts.shape[1])))
+    return parts.view(spectrum.dtype)[:, : length // 2]
 
 
 def _recursive(chain: Chain) -> BandPass:
