@@ -168,8 +168,6 @@ def test_percentiles_are_right_when_the_few_that_are_taken_mislead():
     expected = np.percentile(levels, [50, 99])
     found = percentile.percentiles(levels, (50, 99))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
-        percentile.percentiles(levels, (50, 99)), expected, rtol=0, atol=1e-9
-    )
 
 
 def test_zeros_of_a_live_channel_are_floored_200_db_under_the_maximum():
