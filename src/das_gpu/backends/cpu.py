@@ -17,8 +17,6 @@ from das_gpu.backends.percentile import percentiles
 from das_gpu.backends.window import BandPass, Buffers, HostRing, gather
 from das_gpu.model import RingLayout, RowWindow
 
-BATCH_CHANNELS = 64
-"""Channels filtered at once: their intermediates fit a core's cache."""
 BATCH_SAMPLES = 128
 """Samples of which a thread takes the median over channels at once."""
 FLOOR_DB = 200.0
@@ -35,6 +33,10 @@ class Steps(Protocol):
     Called by several threads at once on different parts. Complex and real arrays are of one
     precision, the chain's; those to be filled are C-contiguous.
     """
+
+    @property
+    def BATCH_CHANNELS(self) -> int:  # noqa: N802 - a constant of the module
+        """Channels filtered at once: few, so that their intermediates are near at hand."""
 
     def band_pass(self, chain: Chain) -> BandPass:
         """The chain's way from windows to their cores' analytic signals.
@@ -142,7 +144,7 @@ class CpuBackend:
     ahead = False
 
     def __init__(
-        self, threads: int = 1, batch_channels: int = BATCH_CHANNELS, *, compiled: bool = False
+        self, threads: int = 1, batch_channels: int | None = None, *, compiled: bool = False
     ) -> None:
         self.threads = threads
         self.batch_channels = batch_channels
@@ -205,7 +207,8 @@ class CpuWorkspace:
             "signal", (channels, chain.tile_samples), _complex(chain.dtype)
         )
         live = np.zeros(channels, dtype=bool)
-        band_pass = self._tools.result().band_pass
+        tools = self._tools.result()
+        at_once = self._batch_channels or tools.steps.BATCH_CHANNELS
 
         def batch(k0: int, k1: int, v0: int, v1: int) -> None:
             if v1 <= v0:
@@ -214,14 +217,14 @@ class CpuWorkspace:
             held = self.ring.pieces(k0, k1, row.held0 + v0, row.held0 + v1)
             if chain.weights is None or chain.median_first or v1 - v0 < chain.length:
                 held = [self._window(held, v0, v1)]
-            live[k0:k1] = band_pass(held, signal[k0:k1])
+            live[k0:k1] = tools.band_pass(held, signal[k0:k1])
 
         self._each(
             lambda item: batch(*item),
             [
-                (k0, min(k0 + self._batch_channels, span.k1), span.v0, span.v1)
+                (k0, min(k0 + at_once, span.k1), span.v0, span.v1)
                 for span in row.spans
-                for k0 in range(span.k0, span.k1, self._batch_channels)
+                for k0 in range(span.k0, span.k1, at_once)
             ],
         )
         return Signal(signal, live)

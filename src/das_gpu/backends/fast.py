@@ -24,6 +24,8 @@ from das_gpu.backends.analytic import AnalyticPlan, supported
 from das_gpu.backends.grey import resized_by_pillow
 from das_gpu.backends.window import BandPass, Buffers
 
+BATCH_CHANNELS = 64
+"""Channels filtered at once: their intermediates fit a core's cache."""
 LEVEL_CHANNELS = 32
 """Channels whose levels are in cache while their range is taken."""
 REMEDY = "`pip install das-gpu[fast]` brings what fits; without it NumPy does the work."

@@ -16,15 +16,26 @@ from das_gpu.backends import Chain, window
 from das_gpu.backends.grey import by_pillow, in_float
 from das_gpu.backends.window import BandPass
 
-__all__ = ["band_pass", "by_pillow", "centre", "envelope_db", "in_float", "medians"]
+__all__ = [
+    "BATCH_CHANNELS",
+    "band_pass",
+    "by_pillow",
+    "centre",
+    "envelope_db",
+    "in_float",
+    "medians",
+]
 
 NARROW_COUNTS = 1 << 17
 """A window's range up to which its trend is taken off in float32: rounding is then under
 0.01 count."""
 MEDIAN_SAMPLES = 128
 """Samples whose median over channels is taken at once."""
-BLOCK_CHANNELS = 32
-"""Channels that one call of NumPy works on: their intermediates fit a core's cache."""
+BATCH_CHANNELS = 128
+"""Channels transformed by one call of SciPy."""
+BLOCK_CHANNELS = 64
+"""Channels that one call of NumPy works on: more would not stay in a core's cache, fewer would
+keep the interpreter's lock busy."""
 DB_PER_NEPER = 20 / math.log(10)
 """NumPy's natural logarithm has vector instructions on every machine; its others take up to
 seven times as long."""
