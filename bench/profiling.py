@@ -150,7 +150,7 @@ PLACES: tuple[tuple[object, str, str], ...] = (
     (SegmentStream, "_await_room", "wait for room"),
     (window, "limits", "gather: dead channels"),
     (cpu, "gather", "gather: copy"),
-    (plain, "detrended", "gather: detrend"),
+    (plain.Detrend, "apply", "gather: detrend"),
     (scipy.fft, "rfft", "FFT forward"),
     (scipy.fft, "ifft", "FFT inverse"),
     (plain, "fold", "gains and folding"),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from das_gpu.backends import Picture, cpu, fast, grey, plain, select
+from das_gpu.backends import Picture, cpu, fast, grey, percentile, plain, select
 from das_gpu.backends.window import HostRing, detrended, gather
 from das_gpu.errors import UsageError
 from das_gpu.model import RingLayout, RowWindow, Span, Status
@@ -108,7 +108,7 @@ def test_the_integer_detrend_is_the_one_in_float64(samples, seed, bits, kind):
     counts = random.integers(-half, half, endpoint=True, size=(6, samples)).astype(kind)
     exact = detrended(counts.astype(np.float64))
     ours = np.empty((6, samples), np.float32)
-    plain.detrended([counts[:, :1], counts[:, 1:]], ours)
+    plain.Detrend(counts.shape[1], ours.dtype).apply([counts[:, :1], counts[:, 1:]], ours)
     wide = np.ptp(counts.astype(float), axis=1) > plain.NARROW_COUNTS
     np.testing.assert_allclose(ours[~wide], exact[~wide], rtol=0, atol=0.03)
     np.testing.assert_array_equal(ours[wide], exact[wide].astype(np.float32))
@@ -153,7 +153,7 @@ def test_percentiles_are_numpys_however_the_levels_lie(size, share, seed, kind):
         case "two heaps":
             levels[:: 2 + seed % 50] -= 100
     before = levels.copy()
-    found = cpu.percentiles(levels, (min(share, 100 - share), max(share, 100 - share)))
+    found = percentile.percentiles(levels, (min(share, 100 - share), max(share, 100 - share)))
     expected = np.percentile(
         levels.astype(np.float64), [min(share, 100 - share), max(share, 100 - share)]
     )
@@ -163,10 +163,11 @@ def test_percentiles_are_numpys_however_the_levels_lie(size, share, seed, kind):
 
 def test_percentiles_are_right_when_the_few_that_are_taken_mislead():
     """Every third level is taken, and just these are a hundred lower."""
-    levels = np.random.default_rng(1).normal(150, 9, size=3 * cpu.SAMPLED_LEVELS)
+    levels = np.random.default_rng(1).normal(150, 9, size=3 * percentile.SAMPLED_LEVELS)
     levels[::3] -= 100
     expected = np.percentile(levels, [50, 99])
-    np.testing.assert_allclose(cpu.percentiles(levels, (50, 99)), expected, rtol=0, atol=1e-9)
+    found = percentile.percentiles(levels, (50, 99))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
 
 
 def test_zeros_of_a_live_channel_are_floored_200_db_under_the_maximum():

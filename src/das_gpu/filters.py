@@ -19,6 +19,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from das_gpu.butterworth import band_pass_sections
 from das_gpu.errors import RecipeError
 
 Method: TypeAlias = Literal["spectral", "iir"]
@@ -90,12 +91,7 @@ def sections(band: BandPass) -> NDArray[np.float64]:
     (n_sections, 6) float64 array
         ``b0 b1 b2 1 a1 a2`` a row, as ``scipy.signal.sosfiltfilt`` takes them.
     """
-    import scipy.signal
-
-    design = scipy.signal.butter(
-        band.order, [band.low_hz, band.high_hz], "bandpass", fs=band.rate_hz, output="sos"
-    )
-    return np.asarray(design, dtype=np.float64)
+    return band_pass_sections(*_warped(band), band.order)
 
 
 def padding(band: BandPass) -> int:

@@ -13,15 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from das_gpu.backends import MEDIAN_CHANNELS, Chain, Outcome, Picture, fast, plain
+from das_gpu.backends.percentile import percentiles
 from das_gpu.backends.window import BandPass, Buffers, HostRing, gather
 from das_gpu.model import RingLayout, RowWindow
 
-BATCH_CHANNELS = 64
-"""Channels filtered at once: their intermediates fit a core's cache."""
 BATCH_SAMPLES = 128
 """Samples of which a thread takes the median over channels at once."""
-SAMPLED_LEVELS = 4096
-"""Levels of a tile that tell where its percentiles are to be looked for."""
 FLOOR_DB = 200.0
 """Zeros of a live channel are drawn this far under their tile's maximum."""
 
@@ -36,6 +33,10 @@ class Steps(Protocol):
     Called by several threads at once on different parts. Complex and real arrays are of one
     precision, the chain's; those to be filled are C-contiguous.
     """
+
+    @property
+    def BATCH_CHANNELS(self) -> int:  # noqa: N802 - a constant of the module
+        """Channels filtered at once: few, so that their intermediates are near at hand."""
 
     def band_pass(self, chain: Chain) -> BandPass:
         """The chain's way from windows to their cores' analytic signals.
@@ -88,7 +89,10 @@ class Steps(Protocol):
         high: float,
         picture: Picture,
     ) -> NDArray[Any]:
-        """Grey levels resized in floating point, clipped and rounded: (height, width)."""
+        """Grey levels resized in floating point, clipped and rounded: (height, width).
+
+        What the envelope holds of channels that do not live may be written over.
+        """
 
     def by_pillow(
         self,
@@ -140,7 +144,7 @@ class CpuBackend:
     ahead = False
 
     def __init__(
-        self, threads: int = 1, batch_channels: int = BATCH_CHANNELS, *, compiled: bool = False
+        self, threads: int = 1, batch_channels: int | None = None, *, compiled: bool = False
     ) -> None:
         self.threads = threads
         self.batch_channels = batch_channels
@@ -203,7 +207,8 @@ class CpuWorkspace:
             "signal", (channels, chain.tile_samples), _complex(chain.dtype)
         )
         live = np.zeros(channels, dtype=bool)
-        band_pass = self._tools.result().band_pass
+        tools = self._tools.result()
+        at_once = self._batch_channels or tools.steps.BATCH_CHANNELS
 
         def batch(k0: int, k1: int, v0: int, v1: int) -> None:
             if v1 <= v0:
@@ -212,14 +217,14 @@ class CpuWorkspace:
             held = self.ring.pieces(k0, k1, row.held0 + v0, row.held0 + v1)
             if chain.weights is None or chain.median_first or v1 - v0 < chain.length:
                 held = [self._window(held, v0, v1)]
-            live[k0:k1] = band_pass(held, signal[k0:k1])
+            live[k0:k1] = tools.band_pass(held, signal[k0:k1])
 
         self._each(
             lambda item: batch(*item),
             [
-                (k0, min(k0 + self._batch_channels, span.k1), span.v0, span.v1)
+                (k0, min(k0 + at_once, span.k1), span.v0, span.v1)
                 for span in row.spans
-                for k0 in range(span.k0, span.k1, self._batch_channels)
+                for k0 in range(span.k0, span.k1, at_once)
             ],
         )
         return Signal(signal, live)
@@ -338,37 +343,6 @@ def median_channels(
     if channels.size == 0 or abs(np.ptp(distance_m[channels[[0, -1]]])) < aperture_m:
         return channels[:0]
     return channels[:: -(-channels.size // MEDIAN_CHANNELS)]
-
-
-def percentiles(levels: NDArray[Any], percents: tuple[float, float]) -> tuple[float, float]:
-    """Two percentiles of levels, by linear interpolation between order statistics, exactly.
-
-    Of a few levels taken here and there it is plain below (or above) which one those that matter
-    lie; only these are sorted out, unless the few have misled.
-    """
-    flat = levels.reshape(-1)
-    few = np.sort(flat[:: max(1, flat.size // SAMPLED_LEVELS) | 1])
-
-    def level(place: float, *, greatest: bool) -> float:
-        """Order statistic at a fractional place from the bottom, or from the top."""
-        share = (place + 2) / flat.size * few.size
-        guess = min(int(share + 4 * share**0.5 + 4), few.size - 1)
-        limit = few[-1 - guess if greatest else guess]
-        some = flat[flat >= limit if greatest else flat <= limit]
-        whole = int(place)
-        if some.size < min(whole + 2, flat.size):
-            some = flat.copy()
-        if greatest:  # the greatest are the least of what is turned round
-            np.negative(some, out=some)
-        some.partition(whole)
-        found = float(some[whole])
-        if whole + 1 < some.size:
-            found += (place - whole) * (float(some[whole + 1 :].min()) - found)
-        return -found if greatest else found
-
-    last = flat.size - 1
-    low, high = (percent / 100 * last for percent in percents)
-    return level(low, greatest=False), level(last - high, greatest=True)
 
 
 def _array(tile: NDArray[Any], live: NDArray[np.bool_], low: float) -> NDArray[np.float32]:

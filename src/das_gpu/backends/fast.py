@@ -24,6 +24,8 @@ from das_gpu.backends.analytic import AnalyticPlan, supported
 from das_gpu.backends.grey import resized_by_pillow
 from das_gpu.backends.window import BandPass, Buffers
 
+BATCH_CHANNELS = 64
+"""Channels filtered at once: their intermediates fit a core's cache."""
 LEVEL_CHANNELS = 32
 """Channels whose levels are in cache while their range is taken."""
 REMEDY = "`pip install das-gpu[fast]` brings what fits; without it NumPy does the work."
@@ -198,15 +200,15 @@ def envelope_db(
         common = np.zeros(values.shape[1], values.dtype)
     step = compiled.envelope_32 if out.dtype == np.float32 else compiled.envelope_64
     parts, away = values.view(out.dtype), common.view(out.dtype)
-    # By way of memory that stays in cache, since ``out`` may be that of the values.
-    room = np.empty((min(LEVEL_CHANNELS, len(out)), out.shape[1]), out.dtype)
     for k in range(0, len(out), LEVEL_CHANNELS):
         rows = slice(k, k + LEVEL_CHANNELS)
-        levels = room[: len(out[rows])]
+        # ``out`` may be the values' memory: the first block's levels would lie in its values.
+        levels = out[rows] if k else np.empty_like(out[rows])
         step(parts[rows], away, levels)
         levels.min(axis=1, out=lowest[rows])
         levels.max(axis=1, out=highest[rows])
-        out[rows] = levels
+        if k == 0:
+            out[rows] = levels
 
 
 def in_float(

@@ -20,16 +20,17 @@ def in_float(
 ) -> NDArray[Any]:
     """Grey levels resized in floating point, clipped and rounded: (height, width).
 
-    The weights of each output pixel sum to 1, so subtracting the lower limit before the
-    resize and scaling after it is the same as resizing grey levels.
+    The weights of each output pixel sum to 1, so subtracting the lower limit and scaling after
+    the resize is the same as resizing grey levels. Dead channels become that limit in
+    ``envelope`` itself.
     """
     across, down = picture.width, picture.height
     if picture.orientation == "time-right":
         across, down = down, across
-    shifted = envelope - envelope.dtype.type(low)
-    shifted[~live] = 0
-    resized = _resize_time(shifted, down)
+    envelope[~live] = low
+    resized = _resize_time(envelope, down)
     scaled = _resize_channels(resized, across)
+    scaled -= low
     scaled *= picture.highest / (high - low) if high > low else 0.0
     np.clip(scaled, 0, picture.highest, out=scaled)
     np.rint(scaled, out=scaled)

@@ -5,6 +5,7 @@ See `das_gpu.backends.cpu.Steps` for what each does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,57 +16,92 @@ from das_gpu.backends import Chain, window
 from das_gpu.backends.grey import by_pillow, in_float
 from das_gpu.backends.window import BandPass
 
-__all__ = ["band_pass", "by_pillow", "centre", "envelope_db", "in_float", "medians"]
+__all__ = [
+    "BATCH_CHANNELS",
+    "band_pass",
+    "by_pillow",
+    "centre",
+    "envelope_db",
+    "in_float",
+    "medians",
+]
 
 NARROW_COUNTS = 1 << 17
 """A window's range up to which its trend is taken off in float32: rounding is then under
 0.01 count."""
-MEDIAN_SAMPLES = 128
-"""Samples whose median over channels is taken at once."""
-LEVEL_CHANNELS = 16
-"""Channels whose common mode is taken off at once: the differences stay in cache."""
+BATCH_CHANNELS = 128
+"""Channels transformed by one call of SciPy."""
+BLOCK_CHANNELS = 64
+"""Channels that one call of NumPy works on: more would not stay in a core's cache, fewer would
+keep the interpreter's lock busy."""
+DB_PER_NEPER = 20 / math.log(10)
+"""NumPy's natural logarithm has vector instructions on every machine; its others take up to
+seven times as long."""
 DB_REFERENCE = 120.0
 """20*log10(1/1e-6): the level of 1 count re 1e-6 count."""
 
 
-def detrended(pieces: Sequence[NDArray[Any]], out: NDArray[Any]) -> NDArray[np.bool_]:
-    """Samples of whole windows less the line through each channel's ends; which channels live.
+class Detrend:
+    """Takes the line through each channel's first and last sample off whole windows.
 
     Without going through float64 where integers stay within `NARROW_COUNTS`: differences to a
-    channel's first sample are then exact integers, and exact in float32 too.
+    channel's first sample are then exact integers, and exact in float32 too. Threads share it.
+
+    Parameters
+    ----------
+    length : int
+        Samples of a window.
+    dtype : numpy.dtype
+        float32 or float64: of what it leaves.
     """
-    live = np.empty(out.shape[0], np.bool_)
-    for k in range(0, out.shape[0], LEVEL_CHANNELS):
-        rows = slice(k, k + LEVEL_CHANNELS)
-        live[rows] = _detrended([piece[rows] for piece in pieces], out[rows])
-    return live
 
+    def __init__(self, length: int, dtype: np.dtype[Any]) -> None:
+        self._ramp = np.arange(length, dtype=dtype)
+        self._buffers = window.Buffers()
 
-def _detrended(pieces: Sequence[NDArray[Any]], out: NDArray[Any]) -> NDArray[np.bool_]:
-    """A few channels, which stay in cache."""
-    low, high = window.limits(pieces)
-    live: NDArray[np.bool_] = np.isfinite(low) & np.isfinite(high) & (low != high)
-    if low.dtype.kind == "i":
-        _detrend_narrow(pieces, out)
-        wide = np.flatnonzero(high.astype(np.float64) - low > NARROW_COUNTS)
-    else:
-        wide = np.flatnonzero(live)
-    if wide.size:
-        some = [piece[wide] for piece in pieces]
-        out[wide] = window.detrended(np.concatenate(some, axis=1, dtype=np.float64))
-    out[~live] = 0
-    return live
+    def apply(self, pieces: Sequence[NDArray[Any]], out: NDArray[Any]) -> NDArray[np.bool_]:
+        """Fill ``out`` (channel, sample) from pieces of its windows; which channels live."""
+        live = np.empty(out.shape[0], np.bool_)
+        for k in range(0, out.shape[0], BLOCK_CHANNELS):
+            rows = slice(k, k + BLOCK_CHANNELS)
+            live[rows] = self._block([piece[rows] for piece in pieces], out[rows])
+        return live
 
+    def _block(self, pieces: Sequence[NDArray[Any]], out: NDArray[Any]) -> NDArray[np.bool_]:
+        if pieces[0].dtype.kind != "i":
+            low, high = window.limits(pieces)
+            live: NDArray[np.bool_] = np.isfinite(low) & np.isfinite(high) & (low != high)
+            wide = live
+        else:
+            low, high = self._narrow(pieces, out)
+            live = low != high
+            # Beyond 32 bits differences wrap around, and may look small where samples lie near
+            # both ends of that range.
+            near_end = np.abs(pieces[0][:, 0].astype(np.int64)) >= 2**31 - NARROW_COUNTS
+            wide = (high - low > NARROW_COUNTS) | near_end
+        if wide.any():
+            some = [piece[wide] for piece in pieces]
+            out[wide] = window.detrended(np.concatenate(some, axis=1, dtype=np.float64))
+        out[~live] = 0
+        return live
 
-def _detrend_narrow(pieces: Sequence[NDArray[Any]], out: NDArray[Any]) -> None:
-    first, last = pieces[0][:, :1], pieces[-1][:, -1]
-    position = 0
-    for piece in pieces:
-        part = out[:, position : position + piece.shape[1]]
-        part[...] = np.subtract(piece, first, dtype=np.int32)
-        position += piece.shape[1]
-    slope = (last.astype(np.float64) - first[:, 0]) / (out.shape[1] - 1)
-    out -= slope.astype(out.dtype)[:, None] * np.arange(out.shape[1], dtype=out.dtype)
+    def _narrow(
+        self, pieces: Sequence[NDArray[Any]], out: NDArray[Any]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Fill ``out`` from integers; the least and the greatest difference to the first."""
+        differences = self._buffers.array("differences", out.shape, np.dtype(np.int32))
+        line = self._buffers.array("line", out.shape, out.dtype)
+        first, last = pieces[0][:, :1], pieces[-1][:, -1:]
+        position = 0
+        for piece in pieces:
+            part = differences[:, position : position + piece.shape[1]]
+            np.subtract(piece, first, out=part, dtype=np.int32)
+            position += piece.shape[1]
+        slope = (last.astype(np.float64) - first) / (self._ramp.size - 1)
+        np.multiply(slope.astype(out.dtype), self._ramp, out=line)
+        out[...] = differences
+        out -= line
+        return differences.min(axis=1).astype(np.int64), differences.max(axis=1).astype(np.int64)
 
 
 def band_pass(chain: Chain) -> BandPass:
@@ -79,18 +115,15 @@ def _spectral(chain: Chain, gains: NDArray[np.float64]) -> BandPass:
     """One pair of SciPy's transforms does the band-pass, the analytic signal, the decimation."""
     from scipy import fft
 
-    buffers = window.Buffers()
-    complex_type = np.result_type(chain.dtype, np.complex64)
+    detrend, buffers = Detrend(chain.length, chain.dtype), window.Buffers()
     core = slice(chain.core0 // chain.step, chain.core0 // chain.step + chain.tile_samples)
+    weights, kept = gains.astype(chain.dtype), chain.length // chain.step
 
     def band_pass(pieces: Sequence[NDArray[Any]], out: NDArray[Any]) -> NDArray[np.bool_]:
         channels = out.shape[0]
         real = buffers.array("detrended", (channels, chain.length), chain.dtype)
-        live = detrended(pieces, real)
-        spectrum = fft.rfft(real, axis=1, overwrite_x=True)
-        kept = (channels, chain.length // chain.step)
-        folded = buffers.array("folded", kept, complex_type)
-        fold(spectrum, gains, folded)
+        live = detrend.apply(pieces, real)
+        folded = fold(fft.rfft(real, axis=1, overwrite_x=True), weights, kept)
         # norm="forward" leaves the inverse unscaled: the gains carry the 1/N.
         out[...] = fft.ifft(folded, axis=1, norm="forward", overwrite_x=True)[:, core]
         return live
@@ -98,20 +131,24 @@ def _spectral(chain: Chain, gains: NDArray[np.float64]) -> BandPass:
     return band_pass
 
 
-def fold(spectrum: NDArray[Any], gains: NDArray[np.float64], out: NDArray[Any]) -> None:
-    """One-sided spectrum times its gains, to ``out`` (channel, kept bin).
+def fold(spectrum: NDArray[Any], weights: NDArray[Any], length: int) -> NDArray[Any]:
+    """One-sided spectrum times its weights, of its precision: (channel, ``length`` kept bins).
 
     An analytic signal has no negative frequencies, so keeping every step-th sample moves each
     bin down by whole multiples of the kept length, where they add; what none falls on is zero.
+    The spectrum is written over, and where it is long enough the result lies in it.
     """
-    bins, length = gains.size, out.shape[1]
-    weights = gains.astype(out.real.dtype)
-    head = min(bins, length)
-    np.multiply(spectrum[:, :head], weights[:head], out=out[:, :head])
-    out[:, head:] = 0
+    # Real and imaginary parts as they lie: NumPy would make the weights complex first.
+    parts, twice = spectrum.view(weights.dtype), weights.repeat(2)
+    bins, length = 2 * weights.size, 2 * length
+    parts[:, :bins] *= twice
+    parts[:, bins:] = 0
     for start in range(length, bins, length):
-        stop = min(start + length, bins)
-        out[:, : stop - start] += spectrum[:, start:stop] * weights[start:stop]
+        beyond = parts[:, start : start + length]
+        parts[:, : beyond.shape[1]] += beyond
+    if parts.shape[1] < length:
+        parts = np.pad(parts, ((0, 0), (0, length - parts.shape[1])))
+    return parts.view(spectrum.dtype)[:, : length // 2]
 
 
 def _recursive(chain: Chain) -> BandPass:
@@ -152,20 +189,16 @@ def centre(
 def medians(
     values: NDArray[Any], channels: NDArray[np.intp], start: int, stop: int, out: NDArray[Any]
 ) -> None:
-    """By sorting, on blocks of samples turned so that channels are contiguous.
+    """By sorting, turned so that channels are contiguous.
 
     NumPy's sort uses vector instructions where its partition around two places does not: at
     1,000 values a sample it is five times faster.
     """
-    parts = out.view(values.real.dtype).reshape(-1, 2)
+    real = values.real.dtype
+    turned = np.ascontiguousarray(values.view(real)[channels, 2 * start : 2 * stop].T)
+    turned.sort(axis=1)
     n = channels.size
-    for begin in range(start, stop, MEDIAN_SAMPLES):
-        end = min(begin + MEDIAN_SAMPLES, stop)
-        picked = values[channels, begin:end]
-        for part, one in enumerate((picked.real, picked.imag)):
-            turned = np.ascontiguousarray(one.T)
-            turned.sort(axis=1)
-            parts[begin:end, part] = (turned[:, (n - 1) // 2] + turned[:, n // 2]) / 2
+    out.view(real)[2 * start : 2 * stop] = (turned[:, (n - 1) // 2] + turned[:, n // 2]) / 2
 
 
 def envelope_db(
@@ -178,17 +211,15 @@ def envelope_db(
     """A few channels at a time, real and imaginary parts as they lie, side by side."""
     parts = values.view(out.dtype)
     away = None if common is None else common.view(out.dtype)
-    room = np.empty((min(LEVEL_CHANNELS, len(parts)), parts.shape[1]), out.dtype)
-    for k in range(0, len(parts), LEVEL_CHANNELS):
-        rows = parts[k : k + LEVEL_CHANNELS]
-        power = room[: len(rows)]
-        np.subtract(rows, 0 if away is None else away, out=power)
-        np.square(power, out=power)
-        levels = out[k : k + LEVEL_CHANNELS]
-        np.add(power[:, ::2], power[:, 1::2], out=levels)
+    room = np.empty((min(BLOCK_CHANNELS, len(parts)), parts.shape[1]), out.dtype)
+    for k in range(0, len(parts), BLOCK_CHANNELS):
+        rows = slice(k, k + BLOCK_CHANNELS)
+        rest, levels = room[: len(parts[rows])], out[rows]
+        np.subtract(parts[rows], 0 if away is None else away, out=rest)
+        np.abs(rest.view(values.dtype), out=levels)
         with np.errstate(divide="ignore"):
-            np.log10(levels, out=levels)
-        levels *= 10
+            np.log(levels, out=levels)
+        levels *= DB_PER_NEPER
         levels += DB_REFERENCE
-        levels.min(axis=1, out=lowest[k : k + LEVEL_CHANNELS])
-        levels.max(axis=1, out=highest[k : k + LEVEL_CHANNELS])
+        levels.min(axis=1, out=lowest[rows])
+        levels.max(axis=1, out=highest[rows])
