@@ -142,7 +142,9 @@ def test_without_distances_the_spacing_gives_them_and_without_a_table_nothing_ch
 def test_a_mean_of_channels_lies_at_its_group_s_middle(archive: Path, tmp_path: Path) -> None:
     means = recipe(TABLE, **{"selection.channel_step": 5, "selection.channel_reduce": "mean"})
     extract(archive, tmp_path / "out", means)
-    assert records(tmp_path / "out")[0]["distance_start_m"] == pytest.approx(102)
+    first = records(tmp_path / "out")[0]
+    assert first["distance_start_m"] == pytest.approx(102)
+    assert (first["longitude_start"], first["longitude_stop"]) == pytest.approx((-125.02, -125.24))
 
 
 def test_channels_beyond_the_table_are_named(archive: Path) -> None:
@@ -176,3 +178,8 @@ def test_the_table_is_part_of_the_run_and_its_path_is_not(archive: Path, tmp_pat
 def test_workers_are_sent_the_table_itself(archive: Path) -> None:
     opened = pickle.loads(pickle.dumps(open_archive(archive, recipe(TABLE).archive)))  # noqa: S301
     assert opened.acquisition.positions == parse(TABLE)
+
+
+def test_the_lazy_view_has_the_table_s_distances(archive: Path) -> None:
+    dataset = open_archive(archive, recipe(TABLE).archive).dataset
+    assert dataset.distance.values[[0, 10, 20, 40]] == pytest.approx([100, 110, 120, 160])

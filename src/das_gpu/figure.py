@@ -309,9 +309,9 @@ def _caption(preview: Preview) -> list[str]:
             f"{_tile_limits(preview)}"
         )
     facts = [f"Tile {preview.band + 1} of {plan.bands} side by side, row {preview.row}"]
-    if record.status != Status.OK:
+    if preview.tile is not None and record.status != Status.OK:
         facts.append(f"status {record.status}: {record.reason}")
-    elif record.reason:
+    elif preview.tile is not None and record.reason:
         facts.append(record.reason)
     if record.dead_channels:
         facts.append(f"dead channels: {record.dead_channels} (red ticks)")

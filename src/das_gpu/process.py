@@ -115,17 +115,13 @@ class Processor:
         """The row's results, one per band, whether or not its status lets it be delivered."""
         outcome = self._workspace.collect(drawn)
         reason = self._reason(outcome.live)
-        image = self._plan.recipe.image
-        images, scale = image.format != "npy", image.parsed_scale
         results = []
         for pixels, levels, dead in zip(outcome.pixels, outcome.levels, outcome.dead, strict=True):
             low, high = (float(level) + self._offset_db for level in levels)
             known = math.isfinite(low)
-            if known and images and scale.kind == "fixed":
-                low, high = scale.low, scale.high  # as they were given, not as they were rounded
             results.append(
                 TileResult(
-                    pixels=pixels if images else self._in_units(pixels),
+                    pixels=pixels if self._chain.picture else self._in_units(pixels),
                     db_low=low if known else None,
                     db_high=high if known else None,
                     dead_channels=int(dead),
