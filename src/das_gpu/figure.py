@@ -308,7 +308,7 @@ def _caption(preview: Preview) -> list[str]:
             f"samples, about 0 to percentile {inside:g} of their magnitude: {limits}. "
             f"{_tile_limits(preview)}"
         )
-    facts = [f"Tile {preview.band + 1} of {plan.bands} side by side, row {preview.row}"]
+    facts = [f"Band {preview.band} of {plan.bands}, counted from 0; row {preview.row}"]
     if preview.tile is not None and record.status != Status.OK:
         facts.append(f"status {record.status}: {record.reason}")
     elif preview.tile is not None and record.reason:

@@ -11,7 +11,7 @@ import csv
 import io
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -133,34 +133,34 @@ def parse(text: str) -> Positions:
                 f"must have {len(names)} values in each line, as its first line has names; "
                 f"line {number} has {len(fields)}"
             )
-        row = tuple(
-            _value(name, fields[place], number) for name, place in zip(columns, places, strict=True)
-        )
-        if rows and row[0] <= rows[-1][0]:
-            raise ValueError(
-                f"must list channels in ascending order; line {number} has {row[0]:.0f} after "
-                f"{rows[-1][0]:.0f}"
-            )
         if len(rows) == MOST_ROWS:
             raise ValueError(f"must list at most {MOST_ROWS} channels; line {number} is one more")
-        if len(row) > 3 and len(rows) > 1:
-            ascent = (rows[1][3] - rows[0][3]) * (row[3] - rows[-1][3])
-        elif len(row) > 3 and rows:
-            ascent = abs(row[3] - rows[0][3])
-        else:
-            ascent = 1.0
-        if not ascent > 0:
-            raise ValueError(
-                f"must have distances that go on in one direction; on line {number}, "
-                f"{row[3]:g} m comes after {rows[-1][3]:g} m"
-            )
-        rows.append(row)
+        pairs = zip(columns, places, strict=True)
+        rows.append(tuple(_value(name, fields[place], number) for name, place in pairs))
+        _refuse_disorder(rows, number)
     if len(rows) < 2:
         raise ValueError(f"must list at least two channels, and lists {len(rows)}")
     channels, longitudes, latitudes, *distances = zip(*rows, strict=True)
     return Positions(
         tuple(map(int, channels)), longitudes, latitudes, distances[0] if distances else None
     )
+
+
+def _refuse_disorder(rows: Sequence[tuple[float, ...]], line: int) -> None:
+    """Refuse a last row that does not go on as the rows before it."""
+    if len(rows) < 2:
+        return
+    last, new = rows[-2], rows[-1]
+    if new[0] <= last[0]:
+        raise ValueError(
+            f"must list channels in ascending order; line {line} has {new[0]:.0f} after "
+            f"{last[0]:.0f}"
+        )
+    if new[3:] and (rows[1][3] - rows[0][3]) * (new[3] - last[3]) <= 0:
+        raise ValueError(
+            f"must have distances that go on in one direction; on line {line}, {new[3]:g} m comes "
+            f"after {last[3]:g} m"
+        )
 
 
 def canonical(value: object) -> object:

@@ -233,8 +233,7 @@ def look(at: Aim) -> Preview:
         data = None if name is None else sink.get(name)
     first = at.band * at.plan.band_channels
     kept = range(first, first + at.plan.band_channels + 1)
-    witness = watching.witness
-    made = data is not None and witness is not None
+    witness = None if data is None else watching.witness
     return Preview(
         source=at.source,
         plan=at.plan,
@@ -242,8 +241,8 @@ def look(at: Aim) -> Preview:
         row=at.row,
         band=at.band,
         distance_m=np.array([at.plan.kept_distance_m(k) for k in kept]),
-        live=witness.live if made and witness else np.zeros(0, dtype=bool),
-        steps=tuple(witness.steps) if made and witness else (),
+        live=np.zeros(0, dtype=bool) if witness is None else witness.live,
+        steps=() if witness is None else tuple(witness.steps),
         tile=None if data is None else _decoded(data),
         chunks=result.traffic.chunks,
         stored_bytes=result.traffic.stored_bytes,
@@ -256,16 +255,16 @@ def _row_at(archive: Archive, plan: Plan, at: str) -> int:
         time_ns = utc_ns(at)
     except ValueError as error:
         raise UsageError(f"The time {at!r} to look at {error}.") from error
-    row = (archive.sample_at(time_ns) - plan.sample_start) // plan.tile_span
     first = plan.sample_start
+    row = (archive.sample_at(time_ns) - first) // plan.tile_span
+    if time_ns >= plan.acquisition.start_ns and 0 <= row < plan.rows:
+        return row
     last = min(first + plan.rows * plan.tile_span, plan.acquisition.n_samples) - 1
     first_ns, last_ns = (int(archive.times_ns(n, n + 1)[0]) for n in (first, last))
-    if not (0 <= row < plan.rows and first_ns - 10**9 <= time_ns):
-        raise UsageError(
-            f"There is no whole tile at {iso_time(time_ns)}: those of this recipe run from "
-            f"{iso_time(first_ns)} to {iso_time(last_ns)}."
-        )
-    return row
+    raise UsageError(
+        f"There is no whole tile at {iso_time(time_ns)}: those of this recipe run from "
+        f"{iso_time(first_ns)} to {iso_time(last_ns)}."
+    )
 
 
 def _decoded(data: bytes) -> NDArray[Any]:

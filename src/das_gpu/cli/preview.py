@@ -170,7 +170,7 @@ def _rows(seen: Preview, file: Path) -> list[tuple[str, str]]:
         ("picture", str(file)),
         ("time", f"{record.start_time} to {record.end_time}"),
         ("channels", f"{channels}; {km} km"),
-        ("tile", f"band {seen.band} of 0 to {plan.bands - 1}, row {seen.row}; {status}"),
+        ("tile", f"band {seen.band} of {plan.bands}, row {seen.row}, counted from 0; {status}"),
     ]
     if record.db_low is not None and record.db_high is not None:
         reference = plan.recipe.image.db_reference
