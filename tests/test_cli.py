@@ -155,7 +155,7 @@ def test_simulate_refuses_to_write_over_something(run: Runner, tmp_path: Path) -
 # --- help -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["extract", "info", "plan", "recipe", "simulate"])
+@pytest.mark.parametrize("command", ["extract", "info", "plan", "preview", "recipe", "simulate"])
 def test_help_has_a_sentence_and_an_example_that_parses(run: Runner, command: str) -> None:
     answer = run(command, "--help")
     assert answer.code == 0
@@ -181,7 +181,7 @@ def test_defaults_that_the_help_names_are_the_recipes_own(run: Runner) -> None:
         if default is not None:
             assert found[1] == (f"{default:g}" if isinstance(default, float) else str(default))
             named += 1
-    assert named == 14
+    assert named == 15
 
 
 def test_version_is_the_packages(run: Runner) -> None:

@@ -45,6 +45,10 @@ OTHERS: dict[str, Any] = {
     "archive.time": "clock",
     "archive.sampling_rate_hz": 500.0,
     "archive.channel_spacing_m": 1.02,
+    "archive.gauge_length_m": 10.2,
+    "archive.refractive_index": 1.47,
+    "archive.wavelength_m": 1.55e-6,
+    "archive.positions": "channel,longitude,latitude\n0,-125.0,44.5\n100,-125.1,44.6",
     "selection.channel_start": 10_000,
     "selection.channel_stop": 20_000,
     "selection.channel_step": 3,
@@ -63,6 +67,7 @@ OTHERS: dict[str, Any] = {
     "tile.bands": 4,
     "image.format": "npy",
     "image.scale": "tile",
+    "image.units": "strain",
     "image.resize": "pillow",
     "image.height": 128,
     "image.width": 512,
@@ -70,6 +75,9 @@ OTHERS: dict[str, Any] = {
     "image.names": "notebook",
     "compute.dtype": "float64",
 }
+
+OPTICS_KEYS = ["archive.gauge_length_m", "archive.refractive_index", "archive.wavelength_m"]
+"""Of no consequence in counts."""
 
 PICTURE_KEYS = [
     "image.scale",
@@ -91,6 +99,10 @@ def test_the_continuous_preset_is_the_default() -> None:
         "archive.time": None,
         "archive.sampling_rate_hz": None,
         "archive.channel_spacing_m": None,
+        "archive.gauge_length_m": None,
+        "archive.refractive_index": None,
+        "archive.wavelength_m": None,
+        "archive.positions": None,
         "selection.channel_start": 0,
         "selection.channel_stop": None,
         "selection.channel_step": 5,
@@ -109,6 +121,7 @@ def test_the_continuous_preset_is_the_default() -> None:
         "tile.bands": 10,
         "image.format": "png",
         "image.scale": "percentile:0.5",
+        "image.units": "counts",
         "image.resize": "float",
         "image.height": 256,
         "image.width": 256,
@@ -580,14 +593,31 @@ def test_there_is_another_value_for_every_setting() -> None:
 
 @pytest.mark.parametrize("key", KEYS)
 def test_each_setting_alone_changes_the_digest(key: str) -> None:
-    assert set_to(key, OTHERS[key]).digest != Recipe().digest
+    plain = Recipe().with_settings({"image.units": "strain"}) if key in OPTICS_KEYS else Recipe()
+    assert plain.with_settings({key: OTHERS[key]}).digest != plain.digest
+
+
+@pytest.mark.parametrize("key", OPTICS_KEYS)
+def test_in_counts_the_optics_change_nothing(key: str) -> None:
+    assert set_to(key, OTHERS[key]).digest == Recipe().digest
+
+
+def test_one_table_of_positions_has_one_digest() -> None:
+    spelled = (
+        "channel , Latitude,longitude,note\r\n# a remark\n0.0,44.50,-125,a\n\n100,44.6,-125.1,\n"
+    )
+    assert set_to("archive.positions", spelled) == set_to(
+        "archive.positions", OTHERS["archive.positions"]
+    )
+    moved = OTHERS["archive.positions"].replace("44.6", "44.7")
+    assert set_to("archive.positions", moved).digest != set_to("archive.positions", spelled).digest
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if key != "image.format"])
 def test_of_an_array_the_picture_settings_change_nothing(key: str) -> None:
     array = Recipe.load(settings={"image.format": "npy"})
     changed = array.with_settings({key: OTHERS[key]})
-    assert (changed.digest == array.digest) == (key in PICTURE_KEYS)
+    assert (changed.digest == array.digest) == (key in [*PICTURE_KEYS, *OPTICS_KEYS])
 
 
 def test_the_preset_itself_changes_nothing() -> None:

@@ -701,16 +701,16 @@ def test_logs_are_read_and_those_of_a_run_that_was_replaced_are_not(out):
 
 def test_charts_keep_inside_their_frame():
     low = np.array([140.0, 141.0, np.nan, 150.0], np.float32)
-    levels = levels_chart(low, low + 40)
+    levels = levels_chart(low, low + 40, "1 strain")
     assert [curve.name for curve in levels.curves] == ["low end (black)", "high end (white)"]
-    even = levels_chart(low[:1], low[:1])
+    even = levels_chart(low[:1], low[:1], "1e-6 count")
     for chart in (levels, even, rate_chart(np.array([0.0, 5.0]), 4000.0)):
         for curve in chart.curves:
             points = [tuple(map(float, one.split())) for one in curve.path[1:].split(" L")]
             assert all(chart.left <= x <= chart.right for x, _ in points)
             assert all(chart.top <= y <= chart.bottom for _, y in points)
         assert len(chart.x_ticks) >= 1
-    assert levels_chart(low[2:3], low[2:3]) is None
+    assert levels_chart(low[2:3], low[2:3], "1 count") is None
 
 
 # The command

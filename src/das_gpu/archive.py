@@ -20,6 +20,7 @@ from das_gpu.clock import Clock, TimeAxis
 from das_gpu.discover import (
     channel_spacing,
     find_recording,
+    optics,
     sampling_rate,
     stored_distances_m,
 )
@@ -27,6 +28,7 @@ from das_gpu.errors import UsageError
 from das_gpu.group import Group, read_group
 from das_gpu.locations import Location
 from das_gpu.model import Acquisition
+from das_gpu.positions import parse
 from das_gpu.recipe import ArchiveSettings
 from das_gpu.series import Series
 from das_gpu.store import Access
@@ -85,6 +87,9 @@ class Archive:
         asked_m = settings.channel_spacing_m
         distances_m = stored_distances_m(group, recording) if asked_m is None else None
         spacing_m, spacing_origin = channel_spacing(group, recording, asked_m, distances_m)
+        positions = None if settings.positions is None else parse(settings.positions)
+        if positions is not None and positions.spacing_m is not None:
+            spacing_m, spacing_origin = positions.spacing_m, "the table of positions"
         self._clock = Clock.of(axis, ends, rate_hz)
         self.acquisition = Acquisition(
             shape=recording.shape,
@@ -99,6 +104,8 @@ class Archive:
             channel_spacing_origin=spacing_origin,
             distances_m=distances_m,
             codec=self.data.codec,
+            optics=optics(group, recording, settings),
+            positions=positions,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -13,6 +13,8 @@ import numpy as np
 from das_gpu.chunks import StoredArray
 from das_gpu.errors import SourceError, UsageError
 from das_gpu.group import Group, plain_name
+from das_gpu.model import Optics
+from das_gpu.settings import ArchiveSettings
 
 # Names are compared as `plain_name` makes them; earlier ones win.
 _DATA = ("rawdata", "data", "das", "dasdata", "strainrate", "strain", "phase", "velocity")
@@ -27,9 +29,19 @@ _RATE = (
     *("samplerate", "outputdatarate", "fs", "pulserate"),
 )
 _SPACING = ("channelspacingm", "channelspacing", "spatialsamplinginterval", "dx")
+_GAUGE_LENGTH = ("gaugelengthm", "gaugelength")
+_REFRACTIVE_INDEX = (
+    *("fibrerefractiveindex", "fiberrefractiveindex", "refractiveindex"),
+    *("groupindex", "grouprefractiveindex"),
+)
+_WAVELENGTH = (
+    *("laserwavelength(nm)", "laserwavelengthnm", "laserwavelengthm", "laserwavelength"),
+    *("wavelengthnm", "wavelengthm", "wavelength"),
+)
 
 _DTYPES = ("int16", "int32", "float32", "float64")
 _ASSUMED_SPACING_M = 2.0419  # the OOI RAPID 2021 cable, the archive this tool was made for
+_ASSUMED_INDEX, _ASSUMED_WAVELENGTH_M = 1.4682, 1550.12e-9  # its fibre, and its interrogator
 _MAX_CHUNK_BYTES = 1 << 31  # Blosc's own limit
 _RATE_TOLERANCE = 0.01
 
@@ -237,6 +249,33 @@ def channel_spacing(
         spacing_m = abs(distances_m[-1] - distances_m[0]) / (len(distances_m) - 1)
         return spacing_m, "the distance coordinate"
     return _ASSUMED_SPACING_M, "assumed"
+
+
+def optics(group: Group, recording: Recording, settings: ArchiveSettings) -> Optics | None:
+    """Give what makes strain of counts; None when nobody says the gauge length.
+
+    Each value is the recipe's, else an attribute's under a name that OptaSense or ProdML use,
+    else, but for the gauge length, that of the OOI RAPID 2021 recording.
+    """
+    holders = (recording.data, group)
+
+    def told(
+        asked: float | None, names: Iterable[str], assumed: float | None
+    ) -> tuple[float, str] | None:
+        if asked is not None:
+            return asked, "recipe"
+        found = _attribute(names, holders)
+        return found or (None if assumed is None else (assumed, "assumed"))
+
+    gauge = told(settings.gauge_length_m, _GAUGE_LENGTH, None)
+    index = told(settings.refractive_index, _REFRACTIVE_INDEX, _ASSUMED_INDEX)
+    wavelength = told(settings.wavelength_m, _WAVELENGTH, _ASSUMED_WAVELENGTH_M)
+    if gauge is None or index is None or wavelength is None:
+        return None
+    length = wavelength[0]
+    # Light has between 100 nm and 10 um: the number tells its unit.
+    length_m = length if length < 1e-4 else length * (1e-6 if length < 100 else 1e-9)
+    return Optics(gauge[0], index[0], length_m, gauge[1], index[1], wavelength[1])
 
 
 def stored_distances_m(group: Group, recording: Recording) -> tuple[float, ...] | None:

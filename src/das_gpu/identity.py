@@ -9,6 +9,7 @@ from das_gpu.archive import Archive
 from das_gpu.backends import Selected
 from das_gpu.plan import Plan
 from das_gpu.recipe import Recipe
+from das_gpu.units import optics_of
 
 ALGORITHM_VERSION = 1
 """Raised when the same recipe would give other pixels; part of a run's identity."""
@@ -28,6 +29,8 @@ def identity_of(
         "on_missing": on_missing,
         "source": archive.fingerprint(),
     }
+    if (optics := optics_of(plan.acquisition, plan.recipe)) is not None:
+        identity["strain_per_count"] = optics.strain_per_count
     if plan.recipe.image.resize == "pillow":
         from importlib.metadata import version
 
@@ -43,6 +46,7 @@ def header_of(recipe: Recipe, selected: Selected, plan: Plan) -> dict[str, Any]:
     return {
         "recipe": recipe.model_dump(mode="json"),
         "recipe_digest": recipe.digest,
+        "db_reference": recipe.image.db_reference,
         "plan": {
             "tiles": plan.n_tiles,
             "segments": plan.n_segments,

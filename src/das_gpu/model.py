@@ -2,14 +2,17 @@
 
 Indices are half-open and count the archive's own samples and channels. Times are
 nanoseconds since 1970-01-01 UTC in a Python ``int``; frequencies are in Hz, lengths in
-metres, levels in dB re 1e-6 count.
+metres, levels in dB re 1e-6 count unless a run's units are others.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from enum import StrEnum
+
+from das_gpu.positions import Positions
 
 
 class Status(StrEnum):
@@ -44,6 +47,45 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
+class Optics:
+    """What makes strain of an interrogator's counts of optical phase.
+
+    A count is 2 pi / 2**16 rad; 0.78 is the photoelastic scaling factor of fibre glass.
+
+    Attributes
+    ----------
+    gauge_length_m, refractive_index, wavelength_m : float
+        Gauge length along the cable; of the fibre; of the light in vacuum.
+    gauge_length_origin, refractive_index_origin, wavelength_origin : str
+        Where each comes from.
+
+    Examples
+    --------
+    >>> f"{Optics(51.04762, 1.4682, 1550.12e-9).strain_per_count:.4e}"
+    '2.0230e-13'
+    """
+
+    gauge_length_m: float
+    refractive_index: float
+    wavelength_m: float
+    gauge_length_origin: str = "recipe"
+    refractive_index_origin: str = "recipe"
+    wavelength_origin: str = "recipe"
+
+    @property
+    def strain_per_count(self) -> float:
+        """Strain of one count."""
+        phase = 2 * math.pi / 2**16
+        path_m = 0.78 * 4 * math.pi * self.refractive_index * self.gauge_length_m
+        return phase * self.wavelength_m / path_m
+
+    @property
+    def offset_db(self) -> float:
+        """What a level in dB re 1e-6 count is less than the same in dB re 1 strain; negative."""
+        return 20 * math.log10(self.strain_per_count * 1e-6)
+
+
+@dataclass(frozen=True, slots=True)
 class Acquisition:
     """What the archive says of the recording, before any sample is read.
 
@@ -65,6 +107,10 @@ class Acquisition:
         The source's own distance coordinate, one value per channel, when it has one.
     codec : str
         Secret-free description of the chunk encoding, part of the run's identity.
+    optics : Optics or None
+        None when neither archive nor recipe says the gauge length.
+    positions : Positions or None
+        Of the channels, where a table of them was given.
     """
 
     shape: tuple[int, int]
@@ -79,6 +125,8 @@ class Acquisition:
     channel_spacing_origin: str = "recipe"
     distances_m: tuple[float, ...] | None = None
     codec: str = ""
+    optics: Optics | None = None
+    positions: Positions | None = None
 
     @property
     def n_channels(self) -> int:
@@ -92,6 +140,9 @@ class Acquisition:
 
     def distance_m(self, channel: float) -> float:
         """Distance along the cable of a channel index (fractional for a group's centre)."""
+        listed_m = None if self.positions is None else self.positions.distance_m(channel)
+        if listed_m is not None:
+            return listed_m
         if self.distances_m is None:
             return self.channel_spacing_m * channel
         low = min(int(channel), self.n_channels - 1)
@@ -236,9 +287,18 @@ class RingLayout:
         return found
 
 
+PLACE_FIELDS = ("longitude_start", "latitude_start", "longitude_stop", "latitude_stop")
+OPTIONAL_FIELDS = ("db_reference", *PLACE_FIELDS)
+"""Of a `TileRecord`: left out of its line where they are None."""
+
+
 @dataclass(frozen=True, slots=True)
 class TileRecord:
-    """One line of the manifest. Field names are part of the format; see README."""
+    """One line of the manifest. Field names are part of the format; see README.
+
+    The last fields are in it where the run has them: ``db_reference`` when levels are not in
+    dB re 1e-6 count, and the degrees when the channels' positions are known.
+    """
 
     file_name: str | None
     status: str
@@ -261,11 +321,19 @@ class TileRecord:
     split_key: str
     reason: str | None = None
     array_file: str | None = None
+    db_reference: str | None = None
+    longitude_start: float | None = None
+    latitude_start: float | None = None
+    longitude_stop: float | None = None
+    latitude_stop: float | None = None
 
     def as_json(self) -> dict[str, object]:
         """Fields as they stand in the manifest: ``array_file`` only for arrays."""
         # `asdict` copies every value, at ten times the cost.
         fields: dict[str, object] = {name: getattr(self, name) for name in self.__slots__}
+        for name in OPTIONAL_FIELDS:
+            if fields[name] is None:
+                del fields[name]
         if self.array_file is None:
             del fields["array_file"]
         else:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from das_gpu import filters
+from das_gpu import filters, units
 from das_gpu.errors import RecipeError
 from das_gpu.model import Acquisition, Segment, Tile, Window
 from das_gpu.recipe import Recipe
@@ -154,12 +154,14 @@ class Plan:
             for band in range(self.bands):
                 yield self.tile(row, band)
 
+    def kept_channel(self, kept: int) -> float:
+        """Archive channel of a kept channel: a group's centre for ``mean``."""
+        step, mean = self.channel_step, self.recipe.selection.channel_reduce == "mean"
+        return self.channel_start + kept * step + (step - 1) / 2 * mean
+
     def kept_distance_m(self, kept: int) -> float:
-        """Distance along the cable of a kept channel: a group's centre for ``mean``."""
-        centre = (
-            (self.channel_step - 1) / 2 if self.recipe.selection.channel_reduce == "mean" else 0.0
-        )
-        return self.acquisition.distance_m(self.channel_start + kept * self.channel_step + centre)
+        """Distance along the cable of a kept channel."""
+        return self.acquisition.distance_m(self.kept_channel(kept))
 
     def chunk_grid(self, segment: Segment) -> tuple[range, range]:
         """Stored chunks a segment reads: (chunk rows along channels, columns along time)."""
@@ -250,10 +252,9 @@ def plan(
             f"select more channels, a smaller channel step, or at most {kept_channels} bands."
         )
     tile_samples = math.floor(recipe.tile.seconds * rate_hz / step + 0.5)
-    kept_samples = -(-(s1 - s0) // step)
     before, after = _halo(recipe, band, tile_samples, acquisition)
     _check_window(recipe, band, tile_samples, before + after)
-    rows = kept_samples // tile_samples
+    rows = -(-(s1 - s0) // step) // tile_samples
     if rows == 0:
         raise RecipeError(
             f"The selected time range holds {(s1 - s0) / rate_hz:.3f} s, less than one tile of "
@@ -313,8 +314,7 @@ def _band(recipe: Recipe, rate_hz: float) -> filters.BandPass:
 
 def _channels(acquisition: Acquisition, recipe: Recipe) -> tuple[int, int, int]:
     """The selected channels [c0, c1) and how many of them (or groups of them) are kept."""
-    selection = recipe.selection
-    n = acquisition.n_channels
+    selection, n = recipe.selection, acquisition.n_channels
     c0 = selection.channel_start
     c1 = n if selection.channel_stop is None else selection.channel_stop
     if c0 >= n or c1 > n:
@@ -324,6 +324,8 @@ def _channels(acquisition: Acquisition, recipe: Recipe) -> tuple[int, int, int]:
         )
     length, step = c1 - c0, selection.channel_step
     kept = length // step if selection.channel_reduce == "mean" else -(-length // step)
+    if acquisition.positions is not None:
+        acquisition.positions.refuse_outside(c0, c0 + (kept - 1) * step)
     return c0, c1, kept
 
 
@@ -347,8 +349,7 @@ def _halo(
             f"{halo_s:.3f} s, which the {band.low_hz:g}-{band.high_hz:g} Hz band-pass needs; "
             f"choose a wider band, a lower order or a shorter filter.halo_s."
         )
-    kept = math.ceil(halo_s * rate_hz / step)
-    window = filters.fast_length(tile_samples + 2 * kept)
+    window = filters.fast_length(tile_samples + 2 * math.ceil(halo_s * rate_hz / step))
     before = (window - tile_samples) // 2
     return before * step, (window - tile_samples - before) * step
 
@@ -383,6 +384,7 @@ def _common_mode(draft: Plan) -> tuple[bool, tuple[str, ...]]:
 def _notes(draft: Plan) -> Iterator[str]:
     """What a user should know before the run."""
     acquisition = draft.acquisition
+    yield from units.notes(acquisition, draft.recipe)
     if acquisition.channel_spacing_origin == "assumed":
         yield (
             f"The archive does not state its channel spacing: assuming "

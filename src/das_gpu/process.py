@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from das_gpu import filters
+from das_gpu import filters, units
 from das_gpu.backends import Array, Chain, Picture, Workspace
 from das_gpu.model import RowWindow
 from das_gpu.plan import APERTURE_M, Plan
@@ -58,7 +58,7 @@ def design(plan: Plan) -> Chain:
         median_first=recipe.median.kind == "time",
         bands=plan.bands,
         band_channels=plan.band_channels,
-        scale=recipe.image.parsed_scale if images else Scale.parse("tile"),
+        scale=_scale(plan) if images else Scale.parse("tile"),
         picture=picture(plan) if images else None,
         distance_m=np.array([plan.kept_distance_m(k) for k in range(plan.kept_channels)]),
         aperture_m=APERTURE_M if recipe.median.kind == "auto" else 0.0,
@@ -77,11 +77,21 @@ def picture(plan: Plan) -> Picture:
     )
 
 
+def _scale(plan: Plan) -> Scale:
+    """The recipe's scale in the backends' unit, dB re 1e-6 count."""
+    scale = plan.recipe.image.parsed_scale
+    if scale.kind != "fixed":
+        return scale
+    offset_db = units.offset_db(plan.acquisition, plan.recipe)
+    return replace(scale, low=scale.low - offset_db, high=scale.high - offset_db)
+
+
 class Processor:
     """A plan's recipe in a backend's workspace, applied row by row."""
 
     def __init__(self, plan: Plan, chain: Chain, workspace: Workspace) -> None:
         self._plan, self._chain, self._workspace = plan, chain, workspace
+        self._offset_db = units.offset_db(plan.acquisition, plan.recipe)
 
     def begin(self, row: RowWindow, release: Callable[[], None] | None = None) -> Array:
         """Start on one row of tiles; `finish` wants what is returned.
@@ -107,11 +117,11 @@ class Processor:
         reason = self._reason(outcome.live)
         results = []
         for pixels, levels, dead in zip(outcome.pixels, outcome.levels, outcome.dead, strict=True):
-            low, high = (float(level) for level in levels)
+            low, high = (float(level) + self._offset_db for level in levels)
             known = math.isfinite(low)
             results.append(
                 TileResult(
-                    pixels=pixels,
+                    pixels=pixels if self._chain.picture else self._in_units(pixels),
                     db_low=low if known else None,
                     db_high=high if known else None,
                     dead_channels=int(dead),
@@ -119,6 +129,10 @@ class Processor:
                 )
             )
         return results
+
+    def _in_units(self, levels_db: NDArray[Any]) -> NDArray[Any]:
+        """A tile's levels in the recipe's units."""
+        return levels_db + np.float32(self._offset_db) if self._offset_db else levels_db
 
     def _reason(self, live: tuple[int, int] | None) -> str | None:
         """Why the common mode was not taken off, where the plan says it is."""

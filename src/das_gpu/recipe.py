@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field, ModelWrapValidatorHandler, ValidationErro
 from das_gpu.errors import RecipeError
 from das_gpu.settings import (
     KEYS,
+    STRAIN_KEYS,
     STRICT,
     TABLES,
     ArchiveSettings,
@@ -220,6 +221,12 @@ class Recipe(BaseModel):
             del content["selection"]["channel_reduce"]
         if self.selection.time_step == 1:
             del content["filter"]["decimate"]
+        if self.image.units == "counts":
+            for table, key in STRAIN_KEYS:
+                del content[table][key]
+        positions = content["archive"].pop("positions")
+        if positions is not None:
+            content["archive"]["positions"] = hashlib.sha256(positions.encode()).hexdigest()
         if self.image.format == "npy":
             for key in ("scale", "resize", "height", "width", "orientation"):
                 del content["image"][key]

@@ -96,7 +96,7 @@ def encode_npy(db: NDArray[np.float32]) -> bytes:
     Parameters
     ----------
     db : float32 array, (channel, sample)
-        Envelope in dB re 1e-6 count.
+        Envelope in dB.
 
     Raises
     ------
@@ -202,12 +202,12 @@ def level_db(pixel: ArrayLike, db_low: float, db_high: float, highest: int) -> N
     pixel : array_like of int
         Pixel values of an image, any shape.
     db_low, db_high : float
-        The image's own limits as the manifest has them, dB re 1e-6 count.
+        The image's own limits as the manifest has them, dB.
     highest : int
         Highest pixel value: 255 or 65535.
 
     Returns
     -------
-    float64 array of the same shape, dB re 1e-6 count.
+    float64 array of the same shape, dB re what the limits are.
     """
     return db_low + np.asarray(pixel, dtype=np.float64) * ((db_high - db_low) / highest)

@@ -115,6 +115,12 @@ def default_loaders(archive: Archive, workers: int) -> int:
     return workers if archive.location.is_local else max(workers, REMOTE_LOADERS)
 
 
+def compiled_loops(plan: Plan, asked: bool | None) -> bool | None:
+    """Whether a plan's loops are to be compiled: as asked, else not where little is to be done."""
+    few = plan.n_tiles * plan.band_channels * plan.tile_samples < FAST_SAMPLES
+    return False if asked is None and few else asked
+
+
 def extract(
     source: str | Path,
     out: str | Path,
@@ -220,8 +226,7 @@ def extract(
     archive, plan = prepare(source, recipe, segment_minutes=segment_minutes, access=access)
     if backend == "auto" and identity is not None:
         backend = identity.get("backend", backend)
-    if fast is None and plan.n_tiles * plan.band_channels * plan.tile_samples < FAST_SAMPLES:
-        fast = False
+    fast = compiled_loops(plan, fast)
     # A chunk that is asked for with patience gives no sign meanwhile.
     stall_s = max(60 * stall_minutes, 1.5 * access.patience.total_s)
     hiring = Hiring(backend, cluster, scheduler, scheduler_file, workers, stall_s, fast)

@@ -203,6 +203,13 @@ def _record(
 ) -> TileRecord:
     array = plan.recipe.image.format == "npy"
     first, last = tile.band * plan.band_channels, (tile.band + 1) * plan.band_channels
+    units, positions = plan.recipe.image.units, plan.acquisition.positions
+    places: dict[str, float] = {}
+    if positions is not None:
+        for end, kept in (("start", first), ("stop", last)):
+            channel = plan.kept_channel(kept)
+            places[f"longitude_{end}"] = positions.longitude(channel)
+            places[f"latitude_{end}"] = positions.latitude(channel)
     return TileRecord(
         file_name=None if array else name,
         array_file=name if array else None,
@@ -225,4 +232,6 @@ def _record(
         sha256=sha256,
         split_key=split_key(row.start_ns),
         reason=reason or None,
+        db_reference=None if units == "counts" else plan.recipe.image.db_reference,
+        **places,
     )

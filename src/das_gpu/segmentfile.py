@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
+from itertools import product
 from typing import Any
 
 from das_gpu.keys import segment_key
-from das_gpu.model import Status, TileRecord
+from das_gpu.model import PLACE_FIELDS, Status, TileRecord
 from das_gpu.redaction import redact
 
 LOST = (Status.MISSING, Status.CORRUPT, Status.ERROR)
@@ -25,7 +26,11 @@ Row = dict[str, Any]
 """A tile's line, as it was read."""
 
 _ALL_FIELDS = frozenset(field.name for field in fields(TileRecord))
-_RECORD_SHAPES = (_ALL_FIELDS - {"array_file"}, _ALL_FIELDS - {"file_name"})
+_RECORD_SHAPES = tuple(
+    _ALL_FIELDS.difference(other, *absent)
+    for other in (("array_file",), ("file_name",))
+    for absent in product(((), ("db_reference",)), ((), PLACE_FIELDS))
+)
 _STATUS = re.compile(rb'"status": "(\w+)", ')
 _STATUSES = {status.value.encode(): status.value for status in Status}
 _DELIVERED = {status.value: status.delivered for status in Status}

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 import reprlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -30,6 +28,8 @@ from pydantic import (
 )
 
 from das_gpu.errors import RecipeError
+from das_gpu.instants import utc_ns, utc_text
+from das_gpu.positions import canonical
 
 STRICT = ConfigDict(
     frozen=True,
@@ -55,12 +55,6 @@ _LIMITS = {
     "value_error": "{error}",
 }
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_ISO = re.compile(
-    r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d(?::\d\d)?)(?:\.(\d{1,9}))?(Z|[+-]\d\d:?\d\d)?)?",
-    re.ASCII | re.IGNORECASE,
-)
-
 
 @dataclass(frozen=True)
 class Scale:
@@ -71,7 +65,7 @@ class Scale:
     kind : {"percentile", "tile", "fixed"}
         Percentiles of the tile's live samples, their minimum and maximum, or given levels.
     low, high : float
-        Percentiles from 0 to 100 (0 and 100 for ``tile``); for ``fixed`` dB re 1e-6 count.
+        Percentiles from 0 to 100 (0 and 100 for ``tile``); for ``fixed`` dB in the recipe's units.
     """
 
     kind: Literal["percentile", "tile", "fixed"]
@@ -110,41 +104,6 @@ class Scale:
             return "tile"
         levels = (self.low,) if self.kind == "percentile" else (self.low, self.high)
         return ":".join([self.kind, *(repr(level).removesuffix(".0") for level in levels)])
-
-
-def _utc_ns(text: str) -> int:
-    """Nanoseconds since 1970 of an ISO 8601 text; without an offset it is UTC."""
-    match = _ISO.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(
-            "must be a date or a time such as '2021-11-02' or '2021-11-01T23:11:14.834Z', with "
-            "at most 9 decimals; without an offset it is UTC"
-        )
-    day, clock, fraction, offset = match.groups()
-    try:
-        instant = datetime.fromisoformat(f"{day}T{clock or '00:00'}{(offset or 'Z').upper()}")
-    except ValueError as error:
-        raise ValueError("must be a date and a time of day that exist") from error
-    seconds = (instant - _EPOCH) // timedelta(seconds=1)
-    if abs(seconds) > 2**63 // 10**9 - 1:
-        raise ValueError("must be between the years 1678 and 2261")
-    return seconds * 10**9 + int((fraction or "0").ljust(9, "0"))
-
-
-def _utc_text(value: object) -> object:
-    """One UTC text for one instant; what is no time goes on to the type check."""
-    if isinstance(value, np.datetime64):
-        coarse = np.datetime_data(value.dtype)[0] in ("Y", "M", "W")
-        value = str(value.astype("datetime64[D]") if coarse else value)
-    elif isinstance(value, datetime):
-        value = (value if value.tzinfo is None else value.astimezone(UTC)).isoformat()
-    elif isinstance(value, date):
-        value = value.isoformat()
-    if not isinstance(value, str):
-        return value
-    seconds, fraction = divmod(_utc_ns(value), 10**9)
-    decimals = f".{fraction:09d}".rstrip("0").rstrip(".")
-    return f"{(_EPOCH + timedelta(seconds=seconds)).replace(tzinfo=None).isoformat()}{decimals}Z"
 
 
 def _halo(value: object) -> float | Literal["auto"]:
@@ -202,6 +161,26 @@ class ArchiveSettings(Settings):
     channel_spacing_m: Annotated[
         float | None, Field(gt=0, description="m; from attributes when not set, else 2.0419")
     ] = None
+    gauge_length_m: Annotated[
+        float | None, Field(gt=0, description="m, for strain; from attributes when not set")
+    ] = None
+    refractive_index: Annotated[
+        float | None,
+        Field(ge=1, le=2, description="for strain; from attributes when not set, else 1.4682"),
+    ] = None
+    wavelength_m: Annotated[
+        float | None,
+        Field(
+            ge=1e-7,
+            le=1e-5,
+            description="m, light's, for strain; from attributes when not set, else 1.55012e-6",
+        ),
+    ] = None
+    positions: Annotated[
+        str | None,
+        BeforeValidator(canonical),
+        Field(description="text of a CSV: channel, longitude, latitude and perhaps distance_m"),
+    ] = None
 
 
 class SelectionSettings(Settings):
@@ -220,12 +199,12 @@ class SelectionSettings(Settings):
     ] = "stride"
     start: Annotated[
         str | None,
-        BeforeValidator(_utc_text),
+        BeforeValidator(utc_text),
         Field(description="UTC, first sample at or after it; the record's start when not set"),
     ] = None
     stop: Annotated[
         str | None,
-        BeforeValidator(_utc_text),
+        BeforeValidator(utc_text),
         Field(description="UTC, samples before it; the record's end when not set"),
     ] = None
     time_step: Annotated[int, Field(ge=1, description="one sample in so many is kept")] = 2
@@ -248,12 +227,12 @@ class SelectionSettings(Settings):
     @property
     def start_ns(self) -> int | None:
         """`start` in nanoseconds since 1970-01-01 UTC."""
-        return None if self.start is None else _utc_ns(self.start)
+        return None if self.start is None else utc_ns(self.start)
 
     @property
     def stop_ns(self) -> int | None:
         """`stop` in nanoseconds since 1970-01-01 UTC."""
-        return None if self.stop is None else _utc_ns(self.stop)
+        return None if self.stop is None else utc_ns(self.stop)
 
 
 class FilterSettings(Settings):
@@ -318,8 +297,12 @@ class ImageSettings(Settings):
     scale: Annotated[
         str,
         BeforeValidator(lambda text: str(Scale.parse(text))),
-        Field(description="percentile:P, tile (min-max) or fixed:LOW:HIGH in dB re 1e-6 count"),
+        Field(description="percentile:P, tile (min-max) or fixed:LOW:HIGH in dB"),
     ] = "percentile:0.5"
+    units: Annotated[
+        Literal["counts", "strain"],
+        Field(description="counts: levels are dB re 1e-6 count; strain: dB re 1 strain"),
+    ] = "counts"
     resize: Annotated[
         Literal["float", "pillow"],
         Field(description="pillow: cut to 8 bits first, then resized by the installed Pillow"),
@@ -333,6 +316,11 @@ class ImageSettings(Settings):
     names: Annotated[
         Literal["plain", "notebook"], Field(description="notebook: with colons and inner dots")
     ] = "plain"
+
+    @property
+    def db_reference(self) -> str:
+        """What 0 dB is."""
+        return {"counts": "1e-6 count", "strain": "1 strain"}[self.units]
 
     @property
     def parsed_scale(self) -> Scale:
@@ -365,6 +353,15 @@ TABLES: dict[str, type[Settings]] = {
 
 KEYS = tuple(f"{name}.{key}" for name, kind in TABLES.items() for key in kind.model_fields)
 """Every setting, as ``table.key``."""
+
+
+STRAIN_KEYS = (
+    ("archive", "gauge_length_m"),
+    ("archive", "refractive_index"),
+    ("archive", "wavelength_m"),
+    ("image", "units"),
+)
+"""Settings without a say in counts."""
 
 
 def problems(error: ValidationError, table: str = "") -> Iterator[str]:

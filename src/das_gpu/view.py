@@ -39,10 +39,7 @@ def lazy_dataset(
     """
     import xarray as xr
 
-    if acquisition.distances_m is None:
-        distances = np.arange(acquisition.n_channels) * acquisition.channel_spacing_m
-    else:
-        distances = np.asarray(acquisition.distances_m)
+    distances = np.array([acquisition.distance_m(n) for n in range(acquisition.n_channels)])
     seal = json.dumps(identity)
     dataset = xr.Dataset(
         {data.name: (acquisition.dims, _lazy(data, seal), data.attributes)},

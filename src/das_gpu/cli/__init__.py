@@ -19,6 +19,7 @@ from das_gpu.cli.extract import extract
 from das_gpu.cli.info import info
 from das_gpu.cli.options import environment
 from das_gpu.cli.plan import plan
+from das_gpu.cli.preview import preview
 from das_gpu.cli.recipe import recipe
 from das_gpu.cli.report import report
 from das_gpu.cli.simulate import simulate
@@ -87,7 +88,8 @@ def _app() -> App:
         default_parameter=Parameter(negative=(), show_default=False),
         suppress_keyboard_interrupt=False,
     )
-    for command in (extract, info, plan, recipe, status, verify, report, bench, simulate, doctor):
+    reading = (extract, info, plan, preview, recipe)
+    for command in (*reading, status, verify, report, bench, simulate, doctor):
         app.command(command, help_epilogue="")
     return app
 

@@ -42,6 +42,7 @@ _SETTINGS = {
     "time": "archive.time",
     "sampling_rate": "archive.sampling_rate_hz",
     "channel_spacing": "archive.channel_spacing_m",
+    "gauge_length": "archive.gauge_length_m",
     "channel_reduce": "selection.channel_reduce",
     "start": "selection.start",
     "stop": "selection.stop",
@@ -55,13 +56,14 @@ _SETTINGS = {
     "tile_seconds": "tile.seconds",
     "bands": "tile.bands",
     "image_format": "image.format",
+    "units": "image.units",
     "scale": "image.scale",
     "orientation": "image.orientation",
     "dtype": "compute.dtype",
 }
 """Setting of each field that is one setting."""
-_COMPOSITE = ("channels", "image_size")
-"""Fields that are several settings in one text."""
+_COMPOSITE = ("channels", "image_size", "positions")
+"""Fields that are several settings in one text, or a file of one."""
 
 Value = str | int | float | None
 
@@ -167,6 +169,14 @@ class ArchiveOptions:
         float | None,
         option(ARCHIVE, "[default: from the attributes, else 2.0419]", metavar="METRES"),
     ] = None
+    gauge_length: Annotated[
+        float | None,
+        option(ARCHIVE, "For strain. [default: from the attributes]", metavar="METRES"),
+    ] = None
+    positions: Annotated[
+        Path | None,
+        option(ARCHIVE, "CSV: channel, longitude, latitude, perhaps distance_m.", metavar="FILE"),
+    ] = None
     from_environment: Annotated[
         tuple[str, ...], Parameter(name=_MARKER, show=False, group=ARCHIVE)
     ] = ()
@@ -191,6 +201,7 @@ class ArchiveOptions:
         return {}
 
     def _of(self, fields: Sequence[str]) -> dict[str, Value]:
+        from das_gpu.positions import read
         from das_gpu.recipe import parse_channels, parse_image_size
 
         settings: dict[str, Value] = {}
@@ -200,6 +211,8 @@ class ArchiveOptions:
                 settings |= parse_channels(value)
             elif name == "image_size":
                 settings |= parse_image_size(value)
+            elif name == "positions":
+                settings["archive.positions"] = read(value)
             else:
                 settings[_SETTINGS[name]] = value
         return settings
@@ -304,6 +317,10 @@ class RecipeOptions(ArchiveOptions):
             "percentile:P, tile (min-max) or fixed:LOW:HIGH, dB. [default: percentile:0.5]",
             metavar="SCALE",
         ),
+    ] = None
+    units: Annotated[
+        Literal["counts", "strain"] | None,
+        option(IMAGES, "Levels in dB re 1e-6 count, or re 1 strain. [default: counts]"),
     ] = None
     image_size: Annotated[
         str | None,

@@ -58,8 +58,13 @@ class Chart:
     height: int = HEIGHT
 
 
-def levels_chart(low_db: NDArray[np.float32], high_db: NDArray[np.float32]) -> Chart | None:
-    """How the ends of the tiles' grey scales are distributed; None without any."""
+def levels_chart(
+    low_db: NDArray[np.float32], high_db: NDArray[np.float32], reference: str
+) -> Chart | None:
+    """How the ends of the tiles' grey scales are distributed; None without any.
+
+    ``reference`` is what 0 dB is.
+    """
     low: _Array = low_db[np.isfinite(low_db)].astype(np.float64)
     high: _Array = high_db[np.isfinite(high_db)].astype(np.float64)
     if not low.size or not high.size:
@@ -78,7 +83,7 @@ def levels_chart(low_db: NDArray[np.float32], high_db: NDArray[np.float32]) -> C
     return _chart(
         edges,
         list(zip(names, ("low", "high"), counts, strict=True)),
-        "level, dB re 1e-6 count",
+        f"level, dB re {reference}",
         f"tiles per {width:g} dB",
         description,
     )

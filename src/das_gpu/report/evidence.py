@@ -76,7 +76,7 @@ class Tiles:
     status : uint8 array
         Index into `CODES`.
     low_db, high_db : float32 array
-        Ends of the grey scale, dB re 1e-6 count; NaN without an image.
+        Ends of the grey scale, dB; NaN without an image.
     dead : int32 array
         Dead channels.
     quality : int64 array
@@ -163,6 +163,11 @@ class Evidence:
     def has_images(self) -> bool:
         """Whether tiles are delivered as pictures, and not as arrays."""
         return bool(self.run["identity"].get("format") != "npy")
+
+    @property
+    def db_reference(self) -> str:
+        """What 0 dB is."""
+        return str(self.run.get("db_reference", "1e-6 count"))
 
 
 def gather(sink: Sink) -> Evidence:

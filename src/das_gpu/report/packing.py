@@ -47,6 +47,7 @@ def packed(evidence: Evidence, sheets: Sheets) -> dict[str, Any]:
         "remarks": {one.number: [one.reason, one.alike] for one in evidence.remarks},
         "files": _names(tiles, layout.bands),
         "pictures": evidence.has_images,
+        "reference": evidence.db_reference,
         "sheets": {
             "tiles": sheets.tiles,
             "columns": sheets.columns,

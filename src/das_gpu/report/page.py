@@ -58,7 +58,7 @@ def page_text(evidence: Evidence, sheets: Sheets) -> str:
         recipe=words.recipe_text(evidence, recipe),
         figures=_figures(evidence),
         statuses=_statuses(evidence),
-        levels=levels_chart(evidence.tiles.low_db, evidence.tiles.high_db),
+        levels=levels_chart(evidence.tiles.low_db, evidence.tiles.high_db, evidence.db_reference),
         rate=rate_chart(*rates(evidence.sessions, _INTERVALS)) if evidence.sessions else None,
         sessions=[
             (words.utc_text(1000 * one.began_s), words.duration_text(one.seconds), one.tiles)

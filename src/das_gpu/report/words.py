@@ -89,7 +89,9 @@ def command_text(evidence: Evidence, recipe: Recipe | None) -> str | None:
     if recipe.preset != "continuous":
         words += ["--preset", recipe.preset]
     for name, value in _changes(recipe):
-        words += ["--set", f"{name}={value}"]
+        # The table itself is in run.json, and may be too long for a command.
+        table = name == "archive.positions"
+        words += ["--positions", "FILE.csv"] if table else ["--set", f"{name}={value}"]
     if (on_missing := identity.get("on_missing", "skip")) != "skip":
         words += ["--on-missing", str(on_missing)]
     return " ".join(map(shlex.quote, words))
@@ -232,7 +234,7 @@ def _processing(evidence: Evidence, recipe: Recipe) -> Iterator[tuple[str, str]]
 
 def _image(recipe: Recipe) -> str:
     image = recipe.image
-    envelope = "the envelope in dB re 1e-6 count"
+    envelope = f"the envelope in dB re {image.db_reference}"
     if image.format == "npy":
         return f"{envelope}, as {recipe.compute.dtype} computed it, in NumPy arrays of float32"
     kind, _, numbers = image.scale.partition(":")

@@ -398,7 +398,7 @@
     fact(list, "Channels", `${first} to ${first + spanned - 1}${step > 1 ? `, one in ${step}` : ""}`);
     fact(list, "Samples", `${run.samples[0] + row * run.samples[1]} to ${run.samples[0] + (row + 1) * run.samples[1] - 1}`);
     const low = levelIn("low", tile), high = levelIn("high", tile);
-    if (low !== null && high !== null) fact(list, "Grey scale", `about ${low.toFixed(1)} to ${high.toFixed(1)} dB re 1e-6 count`);
+    if (low !== null && high !== null) fact(list, "Grey scale", `about ${low.toFixed(1)} to ${high.toFixed(1)} dB re ${run.reference}`);
     if (layers.dead && layers.dead.data[tile]) {
       fact(list, "Dead channels", `about ${Math.max(1, Math.round(((layers.dead.data[tile] - 1) / 254) * layers.dead.most))} of ${layers.dead.of}`);
     }
