@@ -115,6 +115,11 @@ def default_loaders(archive: Archive, workers: int) -> int:
     return workers if archive.location.is_local else max(workers, REMOTE_LOADERS)
 
 
+def wants_compiled(plan: Plan) -> bool:
+    """Whether there is so much to do that compiled loops pay."""
+    return plan.n_tiles * plan.band_channels * plan.tile_samples >= FAST_SAMPLES
+
+
 def extract(
     source: str | Path,
     out: str | Path,
@@ -220,7 +225,7 @@ def extract(
     archive, plan = prepare(source, recipe, segment_minutes=segment_minutes, access=access)
     if backend == "auto" and identity is not None:
         backend = identity.get("backend", backend)
-    if fast is None and plan.n_tiles * plan.band_channels * plan.tile_samples < FAST_SAMPLES:
+    if fast is None and not wants_compiled(plan):
         fast = False
     # A chunk that is asked for with patience gives no sign meanwhile.
     stall_s = max(60 * stall_minutes, 1.5 * access.patience.total_s)
