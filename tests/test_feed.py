@@ -208,7 +208,7 @@ def test_asking_for_the_other_kind_says_what_to_do(store):
     tile = next(stream(store, RECIPE))
     with pytest.raises(UsageError, match="envelopes=True"):
         _ = tile.envelope_db
-    with pytest.raises(UsageError, match="take tile.envelope_db"):
+    with pytest.raises(UsageError, match=r"take tile\.envelope_db"):
         _ = replace(tile, is_image=False).pixels
 
 

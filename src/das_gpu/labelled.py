@@ -122,7 +122,7 @@ def _channels(
     labels = members.isel({along_channels: slice(0, None, step)})
     along = {name: each for name, each in members.coords.items() if along_channels in each.dims}
     means = {
-        name: each.astype(np.float64).coarsen({along_channels: step}).mean().variable
+        name: each.variable.to_base_variable().coarsen({along_channels: step}, np.mean)
         for name, each in along.items()
         if each.dtype.kind in "iuf"
     }
