@@ -217,7 +217,7 @@ class _Device:
     """In CuPy's arrays, on the device."""
 
     def __init__(self) -> None:
-        self._backend: Any = backends.select("gpu", 1, resident=True).backend
+        self._backend: Any = backends.select("gpu", 1).backend
 
     def empty(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
         return self._backend.empty(shape, dtype)

@@ -316,14 +316,13 @@ class GpuWorkspace:
 
     def store(self, envelope: Row, target: Array) -> None:
         """Write a row's envelope, its last samples, to a device array; dead channels as -inf."""
-        if self.resident is None:
-            raise DeviceError("Envelopes stay on the device where the backend is resident.")
         with self._working("keeping an envelope on the device"):
             live = envelope.results["live"]
-            self.resident.keep(envelope.scratch.db)
             envelope.live.data.copy_to_host_async(live.ctypes.data, live.nbytes, self._computing)
+            target[...] = envelope.scratch.db[:, -target.shape[1] :]
             self._computing.synchronize()
-            target[...] = self.resident.raw(live != 0)[:, -target.shape[1] :]
+            for channel in np.flatnonzero(live == 0).tolist():
+                target[channel] = -np.inf
             self._computing.synchronize()
 
     @contextmanager

@@ -27,7 +27,7 @@ class Resident:
     memory : DeviceMemory
         For what a workspace needs all its life.
     stream : stream
-        The one that rows are computed on; it is current where `keep` and `images` are called.
+        The one that rows are computed on; it is current where a method is called.
     """
 
     def __init__(self, cupy: Any, memory: DeviceMemory, stream: Any) -> None:
@@ -41,7 +41,7 @@ class Resident:
         self._kept.append(kept)
 
     def images(self) -> list[Array]:
-        """Take the oldest row's images, one per band."""
+        """Take the oldest row's images, one per band, once the row is known to be computed."""
         kept = self._kept.popleft()
         return [kept[band] for band in range(kept.shape[0])]
 
@@ -64,20 +64,10 @@ class Resident:
             self._from_host(made, kept)
         else:
             low = np.where(np.isfinite(levels[:, 0]), levels[:, 0], 0.0)
-            self.silence(kept, live, np.repeat(low, width))
+            for channel in np.flatnonzero(~live[: kept.shape[0]]).tolist():
+                kept[channel] = low[channel // width]
+            self._stream.synchronize()
         return [kept[band * width : (band + 1) * width] for band in range(chain.bands)]
-
-    def raw(self, live: NDArray[np.bool_]) -> Array:
-        """Take the oldest row's envelope, -inf in channels that are not live."""
-        kept = self._kept.popleft()
-        self.silence(kept, live, np.full(live.size, -np.inf))
-        return kept
-
-    def silence(self, kept: Array, live: NDArray[np.bool_], level: NDArray[np.float64]) -> None:
-        """Write each channel that is not live full of its level."""
-        for channel in np.flatnonzero(~live[: kept.shape[0]]):
-            row = np.full(kept.shape[1], level[channel], kept.dtype)
-            self._from_host(row, kept[int(channel)])
 
     def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         with self._cupy.cuda.using_allocator(None):
