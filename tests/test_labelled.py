@@ -282,6 +282,12 @@ def test_the_recipes_times_are_looked_up(samples):
 # --- flaws --------------------------------------------------------------------------------
 
 
+def test_dead_channels_are_silent_under_a_common_mode_too(samples):
+    level = envelope(labelled(samples), RECIPES["common mode"])
+    assert np.isneginf(level.values[DEAD]).all()
+    assert np.isfinite(np.delete(level.values, DEAD, axis=0)).mean() > 0.99
+
+
 def test_dead_channels_are_minus_infinity_and_spare_the_others(samples):
     flawed = samples.astype("f4")
     flawed[2, 100] = np.nan

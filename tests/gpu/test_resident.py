@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from das_gpu import Recipe, stream
+from das_gpu.backends.devicememory import DeviceMemory
+from das_gpu.backends.resident import Resident
 from das_gpu.model import Acquisition
 from das_gpu.windows import covering, envelopes_db
 from tests.archives import random_walk, write_archive
 from tests.gpu.agreement import BARS, loud_difference_db
 from tests.gpu.conftest import Stage
+from tests.workspaces import chain
 
 DEAD = 4
 SMALL = {
@@ -81,6 +84,31 @@ def test_streamed_envelopes_are_the_devices_and_the_cpus(device: Stage, store, d
     # The dead channel is at its tile's lowest live level.
     live = np.delete(found[0], DEAD, axis=0)
     np.testing.assert_array_equal(found[0][DEAD], np.full(found[0].shape[1], live.min()))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "floor"), [("float32", -np.inf), ("float32", 4.0), ("float64", -np.inf)]
+)
+def test_another_stream_may_read_what_was_mended_at_once(device: Stage, dtype, floor) -> None:
+    levels = np.array([[1.0, 9.0, floor], [2.0, 9.0, -np.inf]])
+    live = np.array([True, False, True, True])
+    with device.installed():
+        import cupy
+
+        computing = cupy.cuda.Stream(non_blocking=True)
+        memory = DeviceMemory(cupy)
+        resident = Resident(cupy, memory, computing)
+        with computing:
+            db = memory.array((4, 8), np.dtype(dtype))
+            db[...] = 3.0
+            resident.keep(db)
+            computing.synchronize()
+            bands = resident.envelopes(live, levels, chain(2, 2, 8))
+        found = np.stack([on_host(band) for band in bands])
+        del bands, db, memory, resident
+    lifted = max(3.0, floor)
+    np.testing.assert_array_equal(found[:, :, 0], [[lifted, 1.0], [3.0, 3.0]])
+    assert found.dtype == np.float32
 
 
 def test_no_pixel_crosses_to_the_host(double_device: Stage, store) -> None:
