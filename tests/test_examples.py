@@ -19,6 +19,7 @@ from tests.archives import random_walk, write_archive
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = REPOSITORY / "src"
+PUBLIC = ("archive", "feed", "labelled", "recipe", "run")
 WITH_EXAMPLES = [
     path
     for path in sorted(SOURCE.rglob("*.py"))
@@ -47,16 +48,17 @@ def test_examples_in_docstrings(path, recording, tmp_path):
 
 
 def test_the_public_functions_have_examples():
-    assert {"das_gpu", "das_gpu.archive", "das_gpu.recipe", "das_gpu.run"} <= {
-        module_name(path) for path in WITH_EXAMPLES
-    }
+    public = ("das_gpu", *(f"das_gpu.{name}" for name in PUBLIC))
+    assert set(public) <= {module_name(path) for path in WITH_EXAMPLES}
 
 
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
-    (block,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {})  # noqa: S102 - our own README
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)  # noqa: S102 - our own README
     assert capsys.readouterr().out.startswith("40 images")
 
 

@@ -27,32 +27,48 @@ if TYPE_CHECKING:
 
     from das_gpu.archive import Archive, open_archive
     from das_gpu.errors import DasGpuError
+    from das_gpu.feed import StreamedTile, TileStream, stream
+    from das_gpu.labelled import envelope
+    from das_gpu.model import TileRecord
     from das_gpu.plan import Plan
     from das_gpu.recipe import Recipe
     from das_gpu.run import Progress, Summary, extract
+    from das_gpu.store import Access
 
 __all__ = [
+    "Access",
     "Archive",
     "DasGpuError",
     "Plan",
     "Progress",
     "Recipe",
+    "StreamedTile",
     "Summary",
+    "TileRecord",
+    "TileStream",
     "__version__",
+    "envelope",
     "extract",
     "open_archive",
     "plan",
+    "stream",
 ]
 
 _LATE = {
+    "Access": "das_gpu.store",
     "Archive": "das_gpu.archive",
     "DasGpuError": "das_gpu.errors",
     "Plan": "das_gpu.plan",
     "Progress": "das_gpu.run",
     "Recipe": "das_gpu.recipe",
+    "StreamedTile": "das_gpu.feed",
     "Summary": "das_gpu.run",
+    "TileRecord": "das_gpu.model",
+    "TileStream": "das_gpu.feed",
+    "envelope": "das_gpu.labelled",
     "extract": "das_gpu.run",
     "open_archive": "das_gpu.archive",
+    "stream": "das_gpu.feed",
 }
 
 
@@ -89,10 +105,10 @@ def plan(
 
 
 class _Package(ModuleType):
-    """Keeps `das_gpu.plan` the function when the submodule of that name is first imported."""
+    """Keeps `das_gpu.plan` and `das_gpu.stream` the functions, whenever modules so named load."""
 
     def __setattr__(self, name: str, value: object) -> None:
-        if not (name == "plan" and isinstance(value, ModuleType)):
+        if not (name in ("plan", "stream") and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
 

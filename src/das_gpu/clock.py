@@ -112,7 +112,7 @@ class TimeAxis:
             first_ns=int(head_ns[0]),
             last=tail * self.chunk_size + len(tail_ns) - 1,
             last_ns=int(tail_ns[-1]),
-            rate_hz=_rate_hz(head_ns),
+            rate_hz=rate_of(head_ns),
         )
 
     def _first_readable(self, numbers: Sequence[int]) -> tuple[int, NDArray[np.int64]]:
@@ -134,7 +134,7 @@ class TimeAxis:
             return list(pool.map(work, items))
 
 
-def _rate_hz(times_ns: NDArray[np.int64]) -> float | None:
+def rate_of(times_ns: NDArray[np.int64]) -> float | None:
     """Measure the rate at which times advance, from the differences near their median.
 
     The mean of those, not the median itself: a clock in whole microseconds would round the

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
@@ -24,6 +26,9 @@ from das_gpu.sink import Sink
 from das_gpu.spans import ring_layout
 from das_gpu.stream import OnMissing, SegmentStream, Traffic
 
+Made: TypeAlias = tuple[RowWindow, list[TileResult | None]]
+"""A row of tiles and what was computed of each band: None where nothing could be."""
+
 
 @dataclass(frozen=True)
 class SegmentResult:
@@ -31,6 +36,62 @@ class SegmentResult:
 
     records: list[TileRecord]
     traffic: Traffic
+
+
+@contextmanager
+def opened_segment(
+    archive: Archive,
+    plan: Plan,
+    number: int,
+    backend: Backend,
+    *,
+    loaders: int,
+    decoders: int | None = None,
+    on_missing: OnMissing = "skip",
+) -> Iterator[tuple[Iterator[Made], Traffic]]:
+    """Read and compute one segment: its rows one after another, and what reading has taken so far.
+
+    Leaving the context ends what is being fetched and gives the backend's memory back. For the
+    parameters, the pulse and the errors see `extract_segment`.
+    """
+    segment, chain = plan.segment(number), design(plan)
+    layout = ring_layout(plan, segment, ahead=backend.ahead)
+    pulse = current()
+    with (
+        backend.workspace(layout, chain, min(loaders, decoders or loaders)) as workspace,
+        SegmentStream(
+            archive,
+            plan,
+            segment,
+            workspace.ring,
+            layout,
+            loaders=loaders,
+            decoders=decoders,
+            on_missing=on_missing,
+            pulse=pulse,
+        ) as stream,
+    ):
+        processor = Processor(plan, chain, workspace)
+
+        def finished(row: RowWindow, drawn: Array | None) -> Made:
+            if drawn is None:
+                return row, [None] * chain.bands
+            return row, [*processor.finish(drawn)]
+
+        def rows() -> Iterator[Made]:
+            begun: deque[tuple[RowWindow, Array | None]] = deque()
+            for row in stream:
+                if pulse.cancelled.is_set():
+                    raise InterruptedRunError("The segment was cancelled before it was finished.")
+                usable = any(span.v1 > span.v0 or span.status.delivered for span in row.spans)
+                release = partial(stream.release, row.row)
+                begun.append((row, processor.begin(row, release) if usable else None))
+                while len(begun) > workspace.depth:
+                    yield finished(*begun.popleft())
+            for each in begun:
+                yield finished(*each)
+
+        yield rows(), stream.traffic
 
 
 def extract_segment(
@@ -71,9 +132,7 @@ def extract_segment(
     SourceError, DestinationError, DeviceError
         When the archive cannot be read, the sink not written, or the device fails.
     """
-    pulse = current()
-    segment, chain = plan.segment(number), design(plan)
-    layout = ring_layout(plan, segment, ahead=backend.ahead)
+    pulse, segment = current(), plan.segment(number)
     writing: list[Future[TileRecord]] = []
     records: list[TileRecord] = []
 
@@ -90,43 +149,25 @@ def extract_segment(
         with cancelled_by(pulse.cancelled):
             return _deliver(*work)
 
-    def write(row: RowWindow, drawn: Array | None) -> None:
-        """Hand a row's tiles to the encoders, once the row before it is written."""
-        results = [None] * chain.bands if drawn is None else processor.finish(drawn)
-        collect()
-        for band, result in enumerate(results):
-            tile = plan.tile(row.row, band)
-            writing.append(pool.submit(deliver, plan, segment, row, tile, result, sink))
-
     with (
         ThreadPoolExecutor(sink.writers, thread_name_prefix="das-gpu-encode") as pool,
-        backend.workspace(layout, chain, min(loaders, decoders or loaders)) as workspace,
-        SegmentStream(
+        opened_segment(
             archive,
             plan,
-            segment,
-            workspace.ring,
-            layout,
+            number,
+            backend,
             loaders=loaders,
             decoders=decoders,
             on_missing=on_missing,
-            pulse=pulse,
-        ) as stream,
+        ) as (rows, traffic),
     ):
-        processor = Processor(plan, chain, workspace)
-        begun: deque[tuple[RowWindow, Array | None]] = deque()
-        for row in stream:
-            if pulse.cancelled.is_set():
-                raise InterruptedRunError("The segment was cancelled before it was finished.")
-            usable = any(span.v1 > span.v0 or span.status.delivered for span in row.spans)
-            release = partial(stream.release, row.row)
-            begun.append((row, processor.begin(row, release) if usable else None))
-            while len(begun) > workspace.depth:
-                write(*begun.popleft())
-        for each in begun:
-            write(*each)
+        for row, results in rows:
+            collect()
+            for band, result in enumerate(results):
+                tile = plan.tile(row.row, band)
+                writing.append(pool.submit(deliver, plan, segment, row, tile, result, sink))
         collect()
-    return SegmentResult(records, stream.traffic)
+    return SegmentResult(records, traffic)
 
 
 def failed_records(plan: Plan, number: int, reason: str) -> list[TileRecord]:
@@ -144,13 +185,23 @@ def failed_records(plan: Plan, number: int, reason: str) -> list[TileRecord]:
     return records
 
 
+def record_of(
+    plan: Plan, segment: Segment, row: RowWindow, tile: Tile, result: TileResult | None
+) -> TileRecord:
+    """State what became of a tile of which no file is made."""
+    status, reason = _status(plan, row, tile)
+    if result is None or not status.delivered:
+        return _record(plan, segment, row, tile, status, reason)
+    return _record(plan, segment, row, tile, status, _reasons(reason, result), result=result)
+
+
 def _deliver(
     plan: Plan, segment: Segment, row: RowWindow, tile: Tile, result: TileResult | None, sink: Sink
 ) -> TileRecord:
     """Encode and put one tile, if its status lets it be delivered, and state what became of it."""
     status, reason = _status(plan, row, tile)
     if result is None or not status.delivered:
-        return _record(plan, segment, row, tile, status, reason)
+        return record_of(plan, segment, row, tile, result)
     array = plan.recipe.image.format == "npy"
     data = _encode(result.pixels, array)
     name = file_name(
@@ -161,18 +212,21 @@ def _deliver(
         suffix="npy" if array else "png",
     )
     sink.put(name, data, durable=False)
-    reasons = "; ".join(text for text in (reason, result.reason) if text)
     return _record(
         plan,
         segment,
         row,
         tile,
         status,
-        reasons,
+        _reasons(reason, result),
         name=name,
         result=result,
         sha256=hashlib.sha256(data).hexdigest(),
     )
+
+
+def _reasons(reason: str, result: TileResult) -> str:
+    return "; ".join(text for text in (reason, result.reason) if text)
 
 
 def _encode(pixels: NDArray[Any], array: bool) -> bytes:

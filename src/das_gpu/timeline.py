@@ -152,10 +152,9 @@ class Timeline:
             if values is None:
                 before = None
                 continue
-            steps = np.diff(values) if before is None else np.diff(values, prepend=before)
-            first = start + 1 if before is None else start
-            off = np.abs(steps - period) > period / 2
-            jumps.update(int(first + place) for place in np.flatnonzero(off))
+            known = values if before is None else np.concatenate([[before], values])
+            first = start if before is None else start - 1
+            jumps.update(int(first + place) for place in jumps_of(known, period))
             before = int(values[-1])
         return jumps
 
@@ -187,3 +186,12 @@ class Timeline:
                 nearest = abs(place - sample)
                 known_ns, known = int(piece.times_ns[place - piece.start]), place
         return known_ns + round((sample - known) * self._period_ns)
+
+
+def jumps_of(values: NDArray[np.int64], period: float) -> NDArray[np.intp]:
+    """Places of the values before which there is a step that is not about one period.
+
+    Off by more than half of it, or backwards.
+    """
+    found: NDArray[np.intp] = 1 + np.flatnonzero(np.abs(np.diff(values) - period) > period / 2)
+    return found

@@ -223,7 +223,9 @@ class Selected:
     reason: str
 
 
-def select(kind: str, threads: int, compiled: bool | None = None) -> Selected:
+def select(
+    kind: str, threads: int, compiled: bool | None = None, *, resident: bool = False
+) -> Selected:
     """Choose the backend.
 
     Parameters
@@ -234,6 +236,8 @@ def select(kind: str, threads: int, compiled: bool | None = None) -> Selected:
         Compute threads for the CPU backend.
     compiled : bool, optional
         Whether the CPU backend's loops are to be compiled; by default where numba is installed.
+    resident : bool
+        Images and arrays stay on the device: `Outcome.pixels` is then made of the device's arrays.
 
     Raises
     ------
@@ -252,7 +256,7 @@ def select(kind: str, threads: int, compiled: bool | None = None) -> Selected:
         from das_gpu.backends.gpu import GpuBackend
 
         why = "asked for" if kind == "gpu" else "chosen because all it needs is there"
-        return Selected(GpuBackend(), f"{why}: {cuda.device()}")
+        return Selected(GpuBackend(resident=resident), f"{why}: {cuda.device()}")
     if kind == "gpu":
         raise UsageError(
             f"The GPU backend was asked for and cannot run: {missing.found} {missing.remedy} "

@@ -21,6 +21,7 @@ from das_gpu.backends import Array, Chain, Outcome, cuda, imaging, resizing
 from das_gpu.backends.devicememory import DeviceMemory
 from das_gpu.backends.devicering import Buffer, DeviceRing, block_samples
 from das_gpu.backends.launch import Launch
+from das_gpu.backends.resident import Resident, arrays
 from das_gpu.backends.rowshape import FACTS, RowShape, Scratch
 from das_gpu.backends.transforms import Source, Transforms
 from das_gpu.errors import DeviceError
@@ -42,13 +43,16 @@ class GpuBackend:
     ----------
     device : int
         Its number.
+    resident : bool
+        Images and arrays stay on the device.
     """
 
     kind: Literal["gpu"] = "gpu"
     ahead = True
 
-    def __init__(self, device: int = 0) -> None:
+    def __init__(self, device: int = 0, *, resident: bool = False) -> None:
         self.device = device
+        self.resident = resident
         # A stream's memory stays with it when it is given back, for the next segment to have.
         self._idle: deque[Streams] = deque()
         self._batch_channels: int | None = None
@@ -73,7 +77,14 @@ class GpuBackend:
                 with cuda.vendor_errors("making room for a segment"):
                     streams = self._take_streams(cupy)
                     workspace = GpuWorkspace(
-                        cupy, self.device, streams, layout, chain, fillers, self._batch_channels
+                        cupy,
+                        self.device,
+                        streams,
+                        layout,
+                        chain,
+                        fillers,
+                        self._batch_channels,
+                        resident=self.resident,
                     )
             except MemoryError as error:
                 raise DeviceError(
@@ -90,6 +101,13 @@ class GpuBackend:
             # What memory was free before the first segment says what fits; later it is ours.
             self._batch_channels = workspace.batch_channels
             self._idle.append(streams)
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """An array on the device for who asks, its contents undefined."""
+        import cupy
+
+        with cuda.vendor_errors("making room for a result"), cupy.cuda.Device(self.device):
+            return cupy.empty(shape, dtype)
 
     def _take_streams(self, cupy: Any) -> Streams:
         """Streams that no other segment uses."""
@@ -147,11 +165,14 @@ class GpuWorkspace:
         chain: Chain,
         fillers: int,
         batch_channels: int | None,
+        *,
+        resident: bool = False,
     ) -> None:
         self._device, self._layout, self._chain = device, layout, chain
         self._shape = RowShape.of(chain)
         self._streams, self._computing = streams, streams.computing
         self._memory = memory = DeviceMemory(cupy)
+        self.resident = Resident(cupy, memory, self._computing) if resident else None
         with self._computing:
             samples = memory.array((max(layout.capacity, 1),), np.dtype(layout.dtype))
             buffers = [
@@ -239,6 +260,9 @@ class GpuWorkspace:
                     self._shape, envelope.live, envelope.scratch, self._resizing
                 ):
                     self._run(launch)
+            if self.resident is not None:
+                made = envelope.scratch.db if self._resizing is None else envelope.scratch.pixels
+                self.resident.keep(made)
             out = self._streams.copying_out
             self._drawn.record(self._computing)
             out.wait_event(self._drawn)
@@ -254,7 +278,15 @@ class GpuWorkspace:
             drawn.delivered.synchronize()
         results, facts = drawn.results, drawn.results["facts"]
         levels = results["levels"].copy()
-        if self._resizing is None:
+        pixels: Sequence[Array]
+        if self.resident is not None:
+            with self._working("keeping results on the device"):
+                if self._resizing is None:
+                    live = results["live"] != 0
+                    pixels = self.resident.envelopes(live, levels, self._chain)
+                else:
+                    pixels = self.resident.images()
+        elif self._resizing is None:
             pixels = arrays(results["db"], results["live"] != 0, levels, self._chain)
         else:
             pixels = list(results["pixels"].copy())
@@ -265,6 +297,33 @@ class GpuWorkspace:
             dead=facts[FACTS:].copy(),
             live=(first, last) if first >= 0 else None,
         )
+
+    def load(self, held: Array, start: int) -> None:
+        """Fill the ring's first column from the device, after what the caller's stream was given.
+
+        Parameters
+        ----------
+        held : (channel, sample) device array
+            Of all of the ring's channels.
+        start : int
+            The column's first sample that is filled.
+        """
+        with cuda.vendor_errors("reading an array of the device"):
+            column = self.ring.samples.reshape(self._layout.channels, -1)
+            column[:, start : start + held.shape[1]] = held
+            self._gathered.record()
+            self._computing.wait_event(self._gathered)
+
+    def store(self, envelope: Row, target: Array) -> None:
+        """Write a row's envelope, its last samples, to a device array; dead channels as -inf."""
+        with self._working("keeping an envelope on the device"):
+            live = envelope.results["live"]
+            envelope.live.data.copy_to_host_async(live.ctypes.data, live.nbytes, self._computing)
+            target[...] = envelope.scratch.db[:, -target.shape[1] :]
+            self._computing.synchronize()
+            for channel in np.flatnonzero(live == 0).tolist():
+                target[channel] = -np.inf
+            self._computing.synchronize()
 
     @contextmanager
     def _working(self, doing: str) -> Iterator[None]:
@@ -321,9 +380,10 @@ class GpuWorkspace:
         needs = Scratch.needs(self._shape, self._resizing)
         wanted = {name: needs[name] for name in ("facts", "levels")}
         if self._resizing is None:
-            wanted |= {"db": needs["db"], "live": ((self._shape.channels,), _FLAG)}
-        else:
-            wanted["pixels"] = needs["pixels"]
+            wanted["live"] = (self._shape.channels,), _FLAG
+        if self.resident is None:
+            name = "db" if self._resizing is None else "pixels"
+            wanted[name] = needs[name]
         return Row(
             tables=memory.pinned(self._tables.shape, _INDEX),
             scratch=Scratch(**{name: memory.array(*need) for name, need in needs.items()}),
@@ -331,28 +391,3 @@ class GpuWorkspace:
             results={name: memory.pinned(*need) for name, need in wanted.items()},
             delivered=memory.event(),
         )
-
-
-def arrays(
-    db: NDArray[Any], live: NDArray[np.bool_], levels: NDArray[np.float64], chain: Chain
-) -> list[NDArray[np.float32]]:
-    """The envelope of each band as it is delivered: see `das_gpu.backends.Outcome`.
-
-    Parameters
-    ----------
-    db : (bands * band_channels, samples) array
-        The envelope in dB.
-    live : (channels,) bool array
-        Which channels live.
-    levels : (bands, 3) float64 array
-        Lowest and highest live level, and the floor below which nothing is drawn.
-    chain : Chain
-        For the bands.
-    """
-    made = []
-    for band, (low, _, floor) in enumerate(levels):
-        rows = slice(band * chain.band_channels, (band + 1) * chain.band_channels)
-        array = np.maximum(db[rows], floor).astype(np.float32)
-        array[~live[rows]] = low if np.isfinite(low) else 0.0
-        made.append(array)
-    return made

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tests.gpu.harness import wheel
+from tests.gpu.harness.blocks import Access
 from tests.gpu.harness.memory import MemoryPointer, alloc
-from tests.gpu.harness.streams import machine, place
+from tests.gpu.harness.streams import Operation, machine, place
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,40 @@ class DeviceArray:
             raise machine().violation(f"{place()}: only slices and integers index device arrays")
         # The ellipsis makes even one element a view.
         return self._view(self._storage()[items if ... in items else (*items, ...)])
+
+    def __setitem__(self, index: Any, value: DeviceArray | float) -> None:
+        """Copy an array of that shape, or a number, on the current stream."""
+        owner, target = machine(), self[index]
+        with owner.call():
+            queue = owner.devices.queue(None)
+            written, to = target._rows(writes=True), target._storage()
+            read: list[Access] = []
+            source: Any = value
+            if isinstance(value, DeviceArray):
+                if value.shape != target.shape:
+                    raise owner.violation(f"{place()} puts {value.shape} where is {target.shape}")
+                read, source = value._rows(writes=False), value._storage()
+
+            def run(_: Operation) -> None:
+                to[...] = source
+
+            blocks = [access.block for access in (*written, *read)]
+            owner.issue(
+                queue, f"setitem of {target.shape}", run,
+                blocks=blocks, accesses=lambda: [*read, *written],
+            )  # fmt: skip
+
+    def _rows(self, *, writes: bool) -> list[Access]:
+        """What is accessed of memory, row by row."""
+        seen = self._storage()
+        start = self.data.mem.block.storage.__array_interface__["data"][0]
+        found = []
+        for row in seen if seen.ndim == 2 else [seen.reshape(-1)]:
+            if row.size:
+                first = row.__array_interface__["data"][0] - start
+                stop = first + (row.size - 1) * abs(row.strides[-1]) + row.itemsize
+                found.append(Access(self.data.mem.block, first, stop, writes=writes))
+        return found
 
     def reshape(self, *shape: Any) -> DeviceArray:
         """A view of another shape; what would copy is refused."""
