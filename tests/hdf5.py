@@ -96,7 +96,8 @@ def write_terra15(path: Path, samples: NDArray[Any], first_sample: int = 0) -> P
 def write_silixa(path: Path, samples: NDArray[Any], first_sample: int = 0) -> Path:
     """Write samples (channel, sample) as Silixa's interrogators do."""
     start = np.datetime64(START_NS + round(first_sample * 1e9 / RATE_HZ), "ns")
-    text = np.datetime_as_string(start, unit="us").replace("T", " ")
+    date, clock = np.datetime_as_string(start, unit="us").split("T")
+    text = f"{'/'.join(reversed(date.split('-')))} {clock}"
     with h5py.File(path, "w") as file:
         data = file.create_dataset("Acoustic", data=samples.T)
         data.attrs.update(

@@ -34,7 +34,7 @@ _INLINE_LENGTH = 1 << 16
 _RATE_TOLERANCE = 1e-3
 _SETUP = ("SpatialSamplingInterval", "GaugeLength", "StartLocusIndex", "OutputDataRate")
 """Attributes that must not change from file to file: channels would not be the same ones."""
-_INLINE_CODEC = {"id": "blosc", "cname": "zstd", "clevel": 3, "shuffle": 1, "blocksize": 0}
+_INLINE_CODEC = {"id": "blosc", "cname": "zstd", "clevel": 7, "shuffle": 1, "blocksize": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +293,7 @@ def _inline(chunks: Iterator[NDArray[Any]] | Sequence[NDArray[Any]], length: int
     """An array whose chunks stand in the index itself."""
     from numcodecs import Blosc
 
-    encoder = Blosc("zstd", clevel=3, shuffle=Blosc.SHUFFLE)
+    encoder = Blosc("zstd", clevel=7, shuffle=Blosc.SHUFFLE)
     size = min(length, _INLINE_LENGTH)
     references: dict[str, Reference] = {}
     dtype = ""

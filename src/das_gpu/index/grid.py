@@ -19,7 +19,7 @@ _MOST_BYTES = 32 << 20
 _LEAST_BYTES = 1 << 20
 _SMALL_BYTES = 256 << 10
 _MOST_SAMPLES = 1 << 17
-_LEAST_SAMPLES = 1 << 12
+_LEAST_SAMPLES = 1 << 10
 _TARGET_BYTES = 16 << 20
 
 _COMPRESSORS: dict[str, dict[str, Any]] = {
@@ -151,12 +151,14 @@ def _references(
 
 
 def _joined_chunks(parts: Sequence[Part], axis: int, itemsize: int) -> tuple[int, ...]:
-    """Chunks of about 16 MiB, of what lies together in the files."""
+    """Chunks of about 16 MiB, of what lies together in the files.
+
+    None is longer than a file: whoever loses one does not lose its neighbours with it.
+    """
     shape = list(parts[0].shape)
-    total = sum(part.shape[axis] for part in parts)
+    longest = max(part.shape[axis] for part in parts)
     if len(shape) == 1:
-        size = max((part.chunks[0] for part in parts if part.chunks), default=1)
-        return (min(total, size * max(1, _MOST_SAMPLES // 2 // size)),)
+        return (min(longest, _MOST_SAMPLES),)
     other = 1 - axis
     along = max(_together(part, axis) for part in parts)
     across = max(_together(part, other) for part in parts)
@@ -164,7 +166,7 @@ def _joined_chunks(parts: Sequence[Part], axis: int, itemsize: int) -> tuple[int
     wide = min(shape[other], across * times)
     long = along * max(1, _TARGET_BYTES // (along * wide * itemsize))
     chunks = [0, 0]
-    chunks[axis], chunks[other] = min(total, long), wide
+    chunks[axis], chunks[other] = min(longest, long), wide
     return tuple(chunks)
 
 
