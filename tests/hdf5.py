@@ -89,7 +89,9 @@ def write_terra15(path: Path, samples: NDArray[Any], first_sample: int = 0) -> P
         )
         product = file.create_group("data_product")
         product["data"] = samples.T
-        product["gps_time"] = START_NS / 1e9 + (first_sample + np.arange(samples.shape[1])) / RATE_HZ
+        product["gps_time"] = (
+            START_NS / 1e9 + (first_sample + np.arange(samples.shape[1])) / RATE_HZ
+        )
     return path
 
 

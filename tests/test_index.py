@@ -92,7 +92,7 @@ GZIP = {"compression": "gzip", "shuffle": True}
             True,
             id="gzip, chunks reach over the end",
         ),
-        pytest.param([4000, 2000], {"chunks": (2000, 36), **GZIP}, False, id="gzip, several chunks in a file"),
+        pytest.param([4000, 2000], {"chunks": (2000, 36), **GZIP}, False, id="gzip, two chunks"),
         pytest.param(UNEQUAL, {"chunks": (500, 10), **GZIP}, True, id="small chunks, unequal"),
         pytest.param(EQUAL, {"chunks": (2000, 36), "compression": "gzip"}, False, id="gzip"),
         pytest.param(EQUAL, {"chunks": (2000, 36), **hdf5plugin.Blosc()}, False, id="Blosc"),
@@ -139,7 +139,7 @@ def test_a_chunk_that_did_not_become_smaller_is_stored_as_it_is(tmp_path):
         raw = file["Acquisition/Raw[0]/RawData"]
         raw.id.write_direct_chunk((0, 0), noise.T.tobytes(), filter_mask=1)
     archive = open_archive(indexed(tmp_path, [path]))
-    assert (archive.data[:, :].T == noise).all()
+    assert (noise == archive.data[:, :].T).all()
 
 
 def test_attributes_of_the_files_become_those_of_the_archive(samples, tmp_path):
@@ -163,8 +163,50 @@ def test_other_readers_of_such_references_read_it(samples, tmp_path, monkeypatch
         {key: zarr.core.buffer.cpu.Buffer.from_bytes(system.cat(key)) for key in system.find("")}
     )
     group = zarr.open_group(store, mode="r", zarr_format=2)
-    assert (group["RawData"][:].T == samples).all()
+    assert (samples == group["RawData"][:].T).all()
     assert (group["RawDataTime"][:] == clock_us(N, RATE_HZ)).all()
+
+
+def test_other_readers_do_not_take_joined_arrays_for_empty_ones(samples, tmp_path):
+    source = indexed(tmp_path, write_series(tmp_path, samples, UNEQUAL))
+    assert set(read_refs(source)) == {".zgroup", ".zattrs"}
+
+
+def test_big_endian_samples_are_read(samples, expected, tmp_path):
+    source = indexed(tmp_path, write_series(tmp_path, samples.astype(">i4"), UNEQUAL))
+    extract(source, tmp_path / "out", RECIPE)
+    assert pictures(tmp_path / "out") == expected
+
+
+def test_a_chunk_that_was_never_written_is_missing(samples, tmp_path):
+    paths = write_series(tmp_path, samples, EQUAL, chunks=(2000, 36), **GZIP)
+    with h5py.File(paths[1], "a") as file:
+        raw = file["Acquisition/Raw[0]"]
+        del raw["RawData"]
+        raw.create_dataset("RawData", (2000, 36), np.int32, chunks=(2000, 36), **GZIP)
+    extract(indexed(tmp_path, paths), tmp_path / "out", RECIPE)
+    found = [(r["sample_start"], r["status"]) for r in records(tmp_path / "out")]
+    assert {start for start, status in found if status == "missing"} == {1800, 2400, 3000, 3600}
+
+
+@pytest.mark.parametrize(
+    ("lengths", "length", "lost"),
+    [
+        pytest.param(EQUAL, 2000, range(1800, 4000, 600), id="as chunks"),
+        # Both of the chunks that are joined of it, each as long as the longest file.
+        pytest.param(UNEQUAL, 1000, range(0, 4602, 600), id="joined"),
+    ],
+)
+def test_damaged_bytes_are_corrupt(samples, tmp_path, lengths, length, lost):
+    paths = write_series(tmp_path, samples, lengths, chunks=(length, 36), **GZIP)
+    with h5py.File(paths[1]) as file:
+        place = file["Acquisition/Raw[0]/RawData"].id.get_chunk_info(0).byte_offset
+    body = bytearray(paths[1].read_bytes())
+    body[place + 100 : place + 200] = bytes(100)
+    paths[1].write_bytes(body)
+    assert extract(indexed(tmp_path, paths), tmp_path / "out", RECIPE).exit_code == 3
+    found = {(r["sample_start"], r["status"]) for r in records(tmp_path / "out")}
+    assert {start for start, status in found if status == "corrupt"} == set(lost)
 
 
 # --- what does not fit together ---------------------------------------------------------------
@@ -323,10 +365,15 @@ def test_a_run_is_not_continued_with_another_index(samples, tmp_path):
 
 
 def test_a_thousand_files_are_indexed_in_seconds_and_opened_at_once(tmp_path):
-    samples = random_walk(8, 200, seed=1)
-    paths = [
-        write_prodml(tmp_path / f"{n:04d}.h5", samples, 200 * n) for n in reversed(range(1000))
-    ]
+    first = write_prodml(tmp_path / "first.h5", random_walk(8, 200, seed=1))
+    with h5py.File(first) as file:
+        offset = file["Acquisition/Raw[0]/RawDataTime"].id.get_offset()
+    whole, times_us = first.read_bytes(), clock_us(200_000, RATE_HZ)
+    first.unlink()
+    for n in range(1000):
+        times = times_us[200 * n : 200 * n + 200].tobytes()
+        body = whole[:offset] + times + whole[offset + len(times) :]
+        (tmp_path / f"{(n * 7919) % 1000:04d}.h5").write_bytes(body)
     started_s = time.monotonic()
     source = index_files([tmp_path], tmp_path / "archive.json").path
     indexed_s = time.monotonic() - started_s
@@ -335,7 +382,8 @@ def test_a_thousand_files_are_indexed_in_seconds_and_opened_at_once(tmp_path):
     started_s = time.monotonic()
     archive = open_archive(source)
     assert time.monotonic() - started_s < 2
-    assert archive.acquisition.n_samples == 200 * len(paths)
+    assert archive.acquisition.n_samples == 200_000
+    assert not archive.index.gaps
     assert archive.sample_at(archive.acquisition.last_ns) == 199_999
 
 

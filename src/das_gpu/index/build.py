@@ -108,7 +108,9 @@ def index_files(
         raise UsageError("No file to index was given or found.")
     index = Location("file", "", str(path))
     read: list[tuple[IndexedFile, Recorded]] = []
-    with ThreadPoolExecutor(_AT_ONCE, "das-gpu-index") as pool:
+    # HDF5 does one thing at a time: threads are for what comes over a network.
+    at_once = 1 if all(file.is_local for file in files) else _AT_ONCE
+    with ThreadPoolExecutor(at_once, "das-gpu-index") as pool:
         for one in pool.map(lambda file: _read(file, index, access), files):
             read.append(one)
             on_progress(len(read), len(files))

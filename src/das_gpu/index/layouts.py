@@ -105,14 +105,12 @@ def read_file(file: str | StoredFile, name: str) -> Recorded:
 def _raw_group(root: Any) -> Any | None:
     acquisition = root.get("Acquisition")
     groups = [key for key in acquisition or () if key.startswith("Raw[")]
-    if not groups:
-        return None
-    if len(groups) > 1:
+    if len(groups) != 1:
         return None
     raw = acquisition[groups[0]]
     times = raw.get("RawDataTime")
-    known = "RawData" in raw and times is not None and times.dtype.kind in "iu"
-    return raw if known else None
+    kind = getattr(getattr(times, "dtype", None), "kind", "")
+    return raw if "RawData" in raw and kind in ("i", "u") else None
 
 
 def _read_prodml(root: Any, raw: Any, name: str) -> Recorded:
@@ -130,7 +128,8 @@ def _read_prodml(root: Any, raw: Any, name: str) -> Recorded:
     if rate_hz is None and samples < 2:
         raise SourceError(f"{name} says no OutputDataRate and holds one sample. Leave it out.")
     measured_ns = (last_us - start_us) * 1000 / max(1, samples - 1)
-    custom = root["Acquisition"].get("Custom") or {}
+    custom = root["Acquisition"].get("Custom")
+    custom = custom if hasattr(custom, "keys") else {}
     found = {key: raw.get(key, custom.get(key)) for key in COMPANIONS}
     return Recorded(
         name=name,

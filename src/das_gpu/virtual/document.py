@@ -2,7 +2,7 @@
 
 An index is a JSON object as kerchunk's format 1 defines it: ``refs`` maps the keys of a Zarr
 group (format 2) to text, to ``base64:`` and text, or to ``[file, first byte, bytes]``. Other
-readers of such references can read it as long as ``joined`` is empty. ``das_gpu`` holds the rest:
+readers of such references can read it. ``das_gpu`` holds what they do not know:
 
 files
     Each file with its size and version when it was indexed, its samples and times.
@@ -10,6 +10,8 @@ gaps
     Where the next file does not go on at once.
 joined
     Arrays whose chunks do not lie in the files as such; see `das_gpu.virtual.joined`.
+refs
+    Metadata of these arrays: whoever cannot read them is not to find them, and take them for empty.
 
 A file's name is relative to the folder of the index, or absolute, or a URL. No secret is in it.
 """
@@ -97,17 +99,23 @@ class Document:
 
     def to_bytes(self) -> bytes:
         """The content of the file."""
+        own = {key: one for key, one in self.refs.items() if self._is_own(key)}
         content = {
             "version": 1,
-            "refs": self.refs,
+            "refs": {key: one for key, one in self.refs.items() if key not in own},
             "das_gpu": {
                 "format": FORMAT,
+                "refs": own,
                 "files": [asdict(one) for one in self.files],
                 "gaps": [asdict(one) for one in self.gaps],
                 "joined": {name: one.as_json() for name, one in self.joined.items()},
             },
         }
         return json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+
+    def _is_own(self, key: str) -> bool:
+        """Whether a key tells of joined arrays."""
+        return bool(self.joined) and (key == ".zmetadata" or key.rpartition("/")[0] in self.joined)
 
 
 def parse_document(body: bytes, place: str) -> Document:
@@ -131,8 +139,9 @@ def parse_document(body: bytes, place: str) -> Document:
                 f"{place} is an index of format {own['format']}; this das-gpu reads format "
                 f"{FORMAT}. Make it anew with das-gpu index, or update das-gpu."
             )
+        refs = content["refs"] | own.get("refs", {})
         return Document(
-            refs={str(key): _reference(one) for key, one in content["refs"].items()},
+            refs={str(key): _reference(one) for key, one in refs.items()},
             files=tuple(IndexedFile(**one) for one in own.get("files", ())),
             gaps=tuple(FileGap(**one) for one in own.get("gaps", ())),
             joined={

@@ -166,7 +166,12 @@ class IndexedFiles:
         """Bytes of a file, if it is the one that was indexed."""
         folder, key = self._resolve(name)
         try:
-            body = self._at(folder).get(key, check, watch, (first, last), self._versions.get(name))
+            transport = self._at(folder)
+            try:
+                body = transport.get(key, check, watch, (first, last), self._versions.get(name))
+            except Changed:
+                transport.stamp(key)  # some stores say "changed" of what is not there
+                raise
         except Changed as error:
             raise ChunkMissingError(
                 f"{name} has changed since it was indexed in {self._errand.location}, so what is "
