@@ -50,6 +50,8 @@ class Archive:
     access : Access
         How it is read.
     zarr_format : {2, 3}
+    index : Document or None
+        The index of files that the location is, when it is one.
     acquisition : Acquisition
         Shape, rate, spacing and times; axes are (channel, sample) whatever the stored order.
     data, time : StoredArray
@@ -72,6 +74,7 @@ class Archive:
         self.location = group.location
         self.access = access or Access()
         self.zarr_format = group.zarr_format
+        self.index = group.index
         self._settings = settings
         recording = find_recording(group, settings.data, settings.time)
         self.data, self.time = recording.data, recording.time
@@ -189,6 +192,7 @@ class Archive:
         acquisition = self.acquisition
         return {
             "location": str(self.location),
+            **({} if self.index is None else {"index": self.index.digest}),
             "data": self.data.name,
             "dims": list(acquisition.dims),
             "shape": list(acquisition.shape),

@@ -106,6 +106,11 @@ class StoredArray:
         return self._store.location
 
     @property
+    def is_local(self) -> bool:
+        """Whether all that is read is on this machine."""
+        return self._store.is_local
+
+    @property
     def ndim(self) -> int:
         """Number of dimensions."""
         return len(self.shape)

@@ -128,7 +128,7 @@ class TimeAxis:
 
     def _each(self, work: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
         """Do the work for every item: at once where it waits for a network."""
-        if self.variable.location.is_local or len(set(items)) == 1:
+        if self.variable.is_local or len(set(items)) == 1:
             return [work(item) for item in items]
         with ThreadPoolExecutor(len(items), "time-axis") as pool:
             return list(pool.map(work, items))

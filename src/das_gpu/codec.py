@@ -91,10 +91,7 @@ class Codec:
         if self._decoder is None:
             raise ValueError(f"chunks encoded as {self.description} are not plain")
         flat = out.reshape(-1).view(np.uint8)
-        try:
-            self._decoder(body, flat)
-        except (RuntimeError, zlib.error) as exc:
-            raise ValueError(str(exc)) from exc
+        _decompress(self._decoder, body, flat)
         if self._swapped:
             flat.view(f"u{out.itemsize}").byteswap(inplace=True)
 
@@ -110,6 +107,31 @@ class Codec:
         size = measure(body, limit) if measure is not None else None
         if size is not None and size > limit:
             raise ValueError(f"it declares {size} bytes where at most {limit} are expected")
+
+
+def decompress(name: str, body: memoryview, out: NDArray[np.uint8]) -> None:
+    """Decompress bytes into all of ``out``.
+
+    Parameters
+    ----------
+    name : {"blosc", "zstd", "zlib", "gzip", "lz4", "none"}
+        The compressor; ``lz4`` as numcodecs frames it.
+    body : memoryview
+    out : ndarray of uint8, C-contiguous
+
+    Raises
+    ------
+    ValueError
+        The bytes are damaged, or decompress to another size.
+    """
+    _decompress(_DECODERS[name], body, out)
+
+
+def _decompress(decoder: _Decoder, body: memoryview, out: NDArray[np.uint8]) -> None:
+    try:
+        decoder(body, out)
+    except (RuntimeError, zlib.error) as exc:
+        raise ValueError(str(exc)) from exc
 
 
 def _of_v2(chain: Sequence[tuple[str, Settings]], stored: np.dtype[Any]) -> str:

@@ -15,6 +15,7 @@ from das_gpu.errors import AccessDeniedError, DasGpuError, SourceError, SourceNo
 from das_gpu.locations import Location
 from das_gpu.metadata import GroupMetadata, ZarrFormat, parse_group
 from das_gpu.store import Access, Store
+from das_gpu.virtual.document import Document
 
 if TYPE_CHECKING:
     import zarr
@@ -34,12 +35,16 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The arrays and attributes of the Zarr group at a location."""
+    """The arrays and attributes of the Zarr group at a location.
+
+    ``index`` is the index file that the location is, when it is one.
+    """
 
     location: Location
     zarr_format: ZarrFormat
     arrays: Mapping[str, StoredArray]
     attributes: Mapping[str, Any]
+    index: Document | None = None
 
     def __str__(self) -> str:
         found = (f"{name} {one.shape} {one.dtype}" for name, one in sorted(self.arrays.items()))
@@ -93,14 +98,14 @@ def read_group(
     zarr_format = documents.collect(list(asked))
     if (plain := documents.plain(zarr_format)) is not None:
         stored = {name: StoredArray(name, one, store) for name, one in plain.arrays.items()}
-        return Group(location, zarr_format, stored, dict(plain.attributes))
+        return Group(location, zarr_format, stored, dict(plain.attributes), store.index())
     try:
         group = documents.open(zarr_format)
         arrays = {
             name: StoredArray(name, one.metadata, store)
             for name, one in documents.arrays(group).items()
         }
-        return Group(location, zarr_format, arrays, dict(group.attrs))
+        return Group(location, zarr_format, arrays, dict(group.attrs), store.index())
     except DasGpuError:
         raise
     except Exception as exc:  # Zarr raises many kinds on metadata that isn't what it seems

@@ -112,7 +112,7 @@ def prepare(
 
 def default_loaders(archive: Archive, workers: int) -> int:
     """Loader threads: as many as cores from a local disk, more over a network."""
-    return workers if archive.location.is_local else max(workers, REMOTE_LOADERS)
+    return workers if archive.data.is_local else max(workers, REMOTE_LOADERS)
 
 
 def compiled_loops(plan: Plan, asked: bool | None) -> bool | None:

@@ -18,7 +18,9 @@ from das_gpu.credentials import ANONYMOUS, Credential, Secret
 from das_gpu.errors import DasGpuError, SourceNotFoundError, UsageError
 from das_gpu.locations import Location, parse_location
 from das_gpu.patience import GaveUp, Patience, Transient, Watch, patiently
-from das_gpu.transports import Absent, CheckSize, Part, Transport
+from das_gpu.transports import Absent, CheckSize, Part, Stamp, Transport
+from das_gpu.virtual.document import Document
+from das_gpu.virtual.transport import IndexedFiles, is_index
 
 _T = TypeVar("_T")
 
@@ -77,9 +79,10 @@ class Store:
         self._failed_s = -math.inf  # when it could not be read again
         self._asking = threading.Lock()
         self._secret = secret_for(location, self.access.credential)
-        named = "" if self._secret.kind == "anonymous" else str(self.access.credential)
-        self._errand = Errand(location, named)
-        self._transport = self._open()
+        self._errand = self._errand_at(location, self._secret)
+        index = IndexedFiles(self._errand, self._open_at) if is_index(location) else None
+        self._index = index
+        self._transport = index or self._open(self._errand, self._secret)
         self._second: Transport | None = None
         self._opening = threading.Lock()
 
@@ -94,29 +97,48 @@ class Store:
         other.access = replace(self.access, patience=patience)
         return other
 
-    def _open(self) -> Transport:
-        if self.location.is_local:
+    def _errand_at(self, location: Location, secret: Secret) -> Errand:
+        return Errand(location, "" if secret.kind == "anonymous" else str(self.access.credential))
+
+    def _open_at(self, location: Location) -> Transport:
+        """The transport to a place that an index names."""
+        secret = secret_for(location, self.access.credential)
+        return self._open(self._errand_at(location, secret), secret)
+
+    def _open(self, errand: Errand, secret: Secret) -> Transport:
+        location, patience = errand.location, self.access.patience
+        if location.is_local:
             from das_gpu.transports.files import Files
 
-            return Files(self._errand)
+            return Files(errand)
         if self.access.transport == "azure-sdk":
-            if self.location.scheme != "azure":
+            if location.scheme != "azure":
                 raise UsageError(
-                    f"--transport azure-sdk reads Azure Blob Storage only, not {self.location}. "
+                    f"--transport azure-sdk reads Azure Blob Storage only, not {location}. "
                     "Leave it out."
                 )
-            _check_server(self.location, self.access.patience)
-            return self._open_azure()
+            _check_server(location, patience)
+            return self._open_azure(errand, secret)
         from das_gpu.transports.objects import Objects
 
-        if self.location.scheme == "azure":
-            _check_server(self.location, self.access.patience)
-        return Objects(self._errand, self._secret, self.access.patience)
+        if location.scheme == "azure":
+            _check_server(location, patience)
+        return Objects(errand, secret, patience)
 
-    def _open_azure(self) -> Transport:
+    def _open_azure(self, errand: Errand, secret: Secret) -> Transport:
         from das_gpu.transports.blobs import Blobs
 
-        return Blobs(self._errand, self._secret, self.access.patience)
+        return Blobs(errand, secret, self.access.patience)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all that is read is on this machine."""
+        index = self._index
+        return self.location.is_local if index is None else self._patiently(index.is_local)
+
+    def index(self) -> Document | None:
+        """The index file that the location is; None where it is a folder; raises as `get` does."""
+        return None if self._index is None else self._patiently(self._index.document)
 
     def get(
         self,
@@ -167,6 +189,17 @@ class Store:
             self._had = (key, time.monotonic())
         return body
 
+    def stamp(self, key: str) -> Stamp | None:
+        """Size and version of an object, None when there is none; raises as `get` does."""
+
+        def attempt(_: Watch) -> Stamp | None:
+            try:
+                return self._transport.stamp(key)
+            except Absent:
+                return None
+
+        return self._patiently(attempt)
+
     def children(self) -> tuple[list[str], list[str]]:
         """Names of folders, and of objects, directly below the location; raises as `get` does."""
         return self._patiently(lambda _: self._transport.children())
@@ -208,11 +241,11 @@ class Store:
 
     def _showing_headers(self) -> Transport:
         """The transport that sees a ``Retry-After``; obstore keeps such headers to itself."""
-        if self.location.scheme != "azure":
+        if self.location.scheme != "azure" or self._index is not None:
             return self._transport
         with self._opening:
             if self._second is None:
-                self._second = self._open_azure()
+                self._second = self._open_azure(self._errand, self._secret)
         return self._second
 
 

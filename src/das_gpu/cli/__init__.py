@@ -16,6 +16,7 @@ from das_gpu.cli import console
 from das_gpu.cli.bench import bench
 from das_gpu.cli.doctor import doctor
 from das_gpu.cli.extract import extract
+from das_gpu.cli.index import index
 from das_gpu.cli.info import info
 from das_gpu.cli.options import environment
 from das_gpu.cli.plan import plan
@@ -88,7 +89,7 @@ def _app() -> App:
         default_parameter=Parameter(negative=(), show_default=False),
         suppress_keyboard_interrupt=False,
     )
-    reading = (extract, info, plan, preview, recipe)
+    reading = (extract, index, info, plan, preview, recipe)
     for command in (*reading, status, verify, report, bench, simulate, doctor):
         app.command(command, help_epilogue="")
     return app

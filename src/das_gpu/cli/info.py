@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from das_gpu.cli import console
+from das_gpu.cli.gaps import gap_facts, gap_rows
 from das_gpu.cli.options import AccessOptions, ArchiveOptions, OutputOptions, resolve_demo
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def info(
     Parameters
     ----------
     source
-        A folder, an https:// address of Azure Blob Storage, az://, s3://, gs://, or demo:.
+        A folder, an index as `das-gpu index` writes it, an https:// address of Azure Blob Storage,
+        az://, s3://, gs://, or demo:.
     """
     from das_gpu.archive import open_archive
     from das_gpu.run import resolve_source
@@ -34,11 +36,14 @@ def info(
     recipe = (options or ArchiveOptions()).recipe()
     resolve_demo(source)
     access = (reading or AccessOptions()).access()
-    facts = describe(open_archive(resolve_source(source), recipe.archive, access))
+    archive = open_archive(resolve_source(source), recipe.archive, access)
+    facts = describe(archive)
     if (output or OutputOptions()).json:
         console.write_json(facts)
     else:
-        console.write_table(_rows(facts))
+        index = archive.index
+        gaps = [] if index is None else gap_rows(index)
+        console.write_table([*_rows(facts), *gaps])
     return 0
 
 
@@ -48,6 +53,7 @@ def describe(archive: Archive) -> dict[str, Any]:
     from das_gpu.timescale import iso_time
 
     found = archive.acquisition
+    index = archive.index
     itemsize = archive.data.dtype.itemsize
     return {
         "location": str(archive.location),
@@ -72,6 +78,8 @@ def describe(archive: Archive) -> dict[str, Any]:
         "last_time": iso_time(found.last_ns),
         "duration_s": (found.last_ns - found.start_ns) / 1e9,
         "decoded_bytes": found.n_channels * found.n_samples * itemsize,
+        "files": None if index is None else [file.name for file in index.files],
+        "gaps": None if index is None else gap_facts(index),
     }
 
 
@@ -87,6 +95,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("archive", f"{facts['location']} (Zarr format {facts['zarr_format']})"),
         *_container_rows(facts["container"]),
+        *([] if facts["files"] is None else [("files", f"{len(facts['files']):,} indexed")]),
         ("samples", f"{facts['data']} ({', '.join(facts['stored_dims'])}), {facts['dtype']}"),
         ("times", facts["time"]),
         ("sample counter", facts["counter"] or "none"),

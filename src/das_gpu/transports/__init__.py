@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from das_gpu.patience import Watch
@@ -24,6 +25,18 @@ class Absent(Exception):  # noqa: N818 - an answer of a store, seen by no user
     """The store has no such object."""
 
 
+class Changed(Exception):  # noqa: N818 - an answer of a store, seen by no user
+    """The object is no longer the version that was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What an object is now: its size in bytes, and a text that changes when it is written."""
+
+    size: int
+    version: str
+
+
 class Transport(Protocol):
     """One way to reach one store. Safe to call from several threads.
 
@@ -31,8 +44,21 @@ class Transport(Protocol):
     `das_gpu.errors` that trying again would not cure.
     """
 
-    def get(self, key: str, check: CheckSize, watch: Watch, part: Part | None = None) -> memoryview:
-        """Bytes of an object, in memory that this thread's next `get` may use again."""
+    def get(
+        self,
+        key: str,
+        check: CheckSize,
+        watch: Watch,
+        part: Part | None = None,
+        version: str | None = None,
+    ) -> memoryview:
+        """Bytes of an object, in memory that this thread's next `get` may use again.
+
+        Raises :class:`Changed` when it is not of the ``version`` that was asked for.
+        """
+
+    def stamp(self, key: str) -> Stamp:
+        """Size and version of an object."""
 
     def children(self) -> tuple[list[str], list[str]]:
         """Names of folders and of objects directly below the location."""

@@ -14,7 +14,7 @@ from das_gpu.credentials import Secret
 from das_gpu.errors import InterruptedRunError, SourceError, SourceNotFoundError
 from das_gpu.patience import Patience, Transient, Watch
 from das_gpu.redaction import scrub
-from das_gpu.transports import Absent, CheckSize, Part
+from das_gpu.transports import Absent, Changed, CheckSize, Part, Stamp
 
 _LOOK_S = 0.25
 _LISTED = 5000
@@ -30,20 +30,40 @@ class Blobs:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a transport is not pickled: it holds a secret; send location and access")
 
-    def get(self, key: str, check: CheckSize, watch: Watch, part: Part | None = None) -> memoryview:
+    def get(
+        self,
+        key: str,
+        check: CheckSize,
+        watch: Watch,
+        part: Part | None = None,
+        version: str | None = None,
+    ) -> memoryview:
         """Download a blob."""
+        from azure.core import MatchConditions
         from azure.core.exceptions import AzureError
 
-        prefix = self._errand.location.prefix
-        name = f"{prefix}/{key}" if prefix else key
+        name = self._name(key)
         download = _Download(check, watch)
         try:
             wanted = self._range(name, part)
+            if version is not None:
+                wanted |= {"etag": version, "match_condition": MatchConditions.IfNotModified}
             with download.watched():
                 answer = self._client.download_blob(name, **wanted, **download.hooks)
                 return memoryview(answer.readall())
         except (AzureError, OSError, TypeError, ValueError, _AskedAgain) as error:
             raise self._failed(key, error, download) from error
+
+    def stamp(self, key: str) -> Stamp:
+        """Size and entity tag of a blob."""
+        from azure.core.exceptions import AzureError
+
+        try:
+            found = self._client.get_blob_client(self._name(key)).get_blob_properties()
+        except AzureError as error:
+            explained = explain(error, self._errand, key)
+            raise (Absent() if isinstance(explained, SourceNotFoundError) else explained) from error
+        return Stamp(found.size, found.etag)
 
     def children(self) -> tuple[list[str], list[str]]:
         """Names of prefixes and blobs directly below the location; of the first few thousand."""
@@ -61,6 +81,10 @@ class Blobs:
             raise explain(error, self._errand) from error
         return folders, files
 
+    def _name(self, key: str) -> str:
+        prefix = self._errand.location.prefix
+        return f"{prefix}/{key}" if prefix else key
+
     def _range(self, name: str, part: Part | None) -> dict[str, Any]:
         """A byte range in the library's terms, which does not count from the end."""
         if part is None:
@@ -76,6 +100,8 @@ class Blobs:
         if isinstance(error, ValueError):
             scrub(error)
             return self._errand.failed(key, SourceError, "the answer is not Azure's", str(error))
+        if getattr(error, "status_code", None) == 412:
+            return Changed()
         if not isinstance(error, _AskedAgain):
             explained = explain(error, self._errand, key)
             if isinstance(explained, SourceNotFoundError):

@@ -8,7 +8,7 @@ import os
 from das_gpu.answers import Errand
 from das_gpu.errors import AccessDeniedError, SourceError, SourceNotFoundError
 from das_gpu.patience import Transient, Watch
-from das_gpu.transports import Absent, CheckSize, Part, scratch
+from das_gpu.transports import Absent, Changed, CheckSize, Part, Stamp, scratch
 
 _PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN)
 """What a network drive answers when the server or the line is away for a while."""
@@ -33,7 +33,8 @@ class Files:
         if self._root.exists():
             raise SourceError(
                 f"{self._root} is a file, not a folder. A Zarr archive is a folder: unpack it, or "
-                "give the folder that holds .zgroup or zarr.json."
+                "give the folder that holds .zgroup or zarr.json. A recording in HDF5 files can be "
+                "read where it is after das-gpu index."
             )
         raise SourceNotFoundError(
             f"There is no folder {self._root}. Check the spelling and that the disk is mounted."
@@ -45,11 +46,15 @@ class Files:
         check: CheckSize,
         watch: Watch,  # noqa: ARG002 - the operating system ends what takes too long
         part: Part | None = None,
+        version: str | None = None,
     ) -> memoryview:
         """Read a file into this thread's memory."""
         try:
             with (self._root / key).open("rb", buffering=0) as file:
-                first, last, _ = slice(*part or (0, None)).indices(os.fstat(file.fileno()).st_size)
+                found = os.fstat(file.fileno())
+                if version is not None and version != _version(found):
+                    raise Changed
+                first, last, _ = slice(*part or (0, None)).indices(found.st_size)
                 size = max(0, last - first)
                 check(size)
                 body = scratch(size)
@@ -62,10 +67,20 @@ class Files:
         except OSError as error:
             raise self._failed(key, error) from error
         if filled != size:
-            found = f"it shrank from {size} to {filled} bytes while it was read"
-            failed = self._errand.failed(key, SourceError, "the file is not whole", found)
+            said = f"it shrank from {size} to {filled} bytes while it was read"
+            failed = self._errand.failed(key, SourceError, "the file is not whole", said)
             raise Transient(failed, answered=True)
         return body
+
+    def stamp(self, key: str) -> Stamp:
+        """Size and version of a file."""
+        try:
+            found = (self._root / key).stat()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise Absent from error
+        except OSError as error:
+            raise self._failed(key, error) from error
+        return Stamp(found.st_size, _version(found))
 
     def children(self) -> tuple[list[str], list[str]]:
         """Names of folders and files in the folder."""
@@ -82,3 +97,7 @@ class Files:
             return self._errand.failed(key, AccessDeniedError, "access is denied", said)
         failed = self._errand.failed(key, SourceError, "the file cannot be read", said)
         return Transient(failed) if error.errno in _PASSING else failed
+
+
+def _version(found: os.stat_result) -> str:
+    return f"{found.st_size}-{found.st_mtime_ns}"

@@ -14,7 +14,7 @@ from das_gpu.credentials import Secret, token
 from das_gpu.errors import AccessDeniedError, SourceError, SourceNotFoundError, UsageError
 from das_gpu.patience import RETRIED, Patience, Transient, Watch
 from das_gpu.redaction import scrub
-from das_gpu.transports import Absent, CheckSize, Part, scratch
+from das_gpu.transports import Absent, Changed, CheckSize, Part, Stamp, scratch
 
 if TYPE_CHECKING:
     from obstore.store import AzureStore, GCSStore, S3Store
@@ -64,14 +64,21 @@ class Objects:
         except (BaseError, ValueError) as error:
             raise self._failed("", error) from error
 
-    def get(self, key: str, check: CheckSize, watch: Watch, part: Part | None = None) -> memoryview:
+    def get(
+        self,
+        key: str,
+        check: CheckSize,
+        watch: Watch,
+        part: Part | None = None,
+        version: str | None = None,
+    ) -> memoryview:
         """Download an object into this thread's memory."""
         import obstore
         from obstore.exceptions import BaseError
 
         size, received = -1, 0
         try:
-            answer = obstore.get(self._store, key, options=self._options(key, part))
+            answer = obstore.get(self._store, key, options=self._options(key, part, version))
             first, last = answer.range
             size = last - first
             check(size)
@@ -93,6 +100,17 @@ class Objects:
             raise self._broken(key, f"it has {received} of {size} bytes")
         return body
 
+    def stamp(self, key: str) -> Stamp:
+        """Size and entity tag of an object."""
+        import obstore
+        from obstore.exceptions import BaseError
+
+        try:
+            found = obstore.head(self._store, key)
+        except (BaseError, OSError) as error:
+            raise self._failed(key, error) from error
+        return Stamp(found["size"], found["e_tag"] or "")
+
     def children(self) -> tuple[list[str], list[str]]:
         """Names of prefixes and objects directly below the location."""
         import obstore
@@ -105,18 +123,19 @@ class Objects:
         folders = [prefix.rstrip("/").rpartition("/")[2] for prefix in listing["common_prefixes"]]
         return folders, [item["path"].rpartition("/")[2] for item in listing["objects"]]
 
-    def _options(self, key: str, part: Part | None) -> Any:
+    def _options(self, key: str, part: Part | None, version: str | None) -> Any:
         """A byte range in obstore's terms; for Azure it does not count from the end."""
         import obstore
 
+        wanted = {} if version is None else {"if_match": version}
         if part is None:
-            return None
+            return wanted or None
         start, stop = part
         if start < 0 and self._errand.location.scheme == "azure":
             start = max(0, start + obstore.head(self._store, key)["size"])
         if start < 0:
-            return {"range": {"suffix": -start}}
-        return {"range": {"offset": start} if stop is None else (start, stop)}
+            return wanted | {"range": {"suffix": -start}}
+        return wanted | {"range": {"offset": start} if stop is None else (start, stop)}
 
     def _broken(self, key: str, found: str) -> Transient:
         error = self._errand.failed(key, SourceError, "the answer is not whole", found)
@@ -131,6 +150,8 @@ class Objects:
             status = int(found[1])
             if status == 404 and key:
                 return Absent()
+            if status == 412 and key:
+                return Changed()
             failed = self._errand.answered(key, status, code[1] if code else "")
             # obstore does not show the header that says for how long.
             throttled = status in _THROTTLING
@@ -139,6 +160,8 @@ class Objects:
         kind, meaning = next(MEANINGS[name] for name in (*names, "BaseError") if name in MEANINGS)
         if kind is SourceNotFoundError and key:
             return Absent()
+        if type(error).__name__ == "PreconditionError" and key:
+            return Changed()
         if code and code[1] == "PublicAccessNotPermitted":
             kind, meaning = STATUSES[403]
         if "InvalidCertificate" in text:

@@ -1,0 +1,51 @@
+"""How commands tell of an index's gaps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from das_gpu.cli import console
+
+if TYPE_CHECKING:
+    from das_gpu.virtual.document import Document
+
+_SHOWN = 10
+"""Gaps that are listed; --json lists all."""
+
+
+def gap_facts(document: Document) -> list[dict[str, Any]]:
+    """Gaps between files, ready for JSON."""
+    from das_gpu.timescale import iso_time
+
+    return [
+        {
+            "sample": gap.sample,
+            "after": gap.after,
+            "before": gap.before,
+            "start_time": iso_time(gap.start_ns),
+            "stop_time": iso_time(gap.stop_ns),
+            "seconds": (gap.stop_ns - gap.start_ns) / 1e9,
+        }
+        for gap in document.gaps
+    ]
+
+
+def gap_rows(document: Document) -> list[tuple[str, str]]:
+    """Gaps between files, for people: how many, and the first few."""
+    gaps = gap_facts(document)
+    if not gaps:
+        return [("gaps", "none between files")]
+    seconds = sum(gap["seconds"] for gap in gaps)
+    many = "1 gap" if len(gaps) == 1 else f"{len(gaps):,} gaps"
+    rows = [("gaps", f"{many} between files, {_length(seconds)} in all")]
+    rows += [
+        ("gap", f"{_length(gap['seconds'])} after {gap['after']}, from {gap['start_time']}")
+        for gap in gaps[:_SHOWN]
+    ]
+    if len(gaps) > _SHOWN:
+        rows.append(("", f"and {len(gaps) - _SHOWN:,} more: --json lists all"))
+    return rows
+
+
+def _length(seconds: float) -> str:
+    return console.duration_text(seconds) if seconds >= 1 else f"{seconds:.3g} s"
