@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +23,7 @@ from das_gpu.identity import header_of, identity_of
 from das_gpu.journal import facts, name_of_log, written_to
 from das_gpu.ledger import Ledger, read_identity
 from das_gpu.lock import Hold
+from das_gpu.manifest import Format, kept, require
 from das_gpu.model import Status
 from das_gpu.plan import Plan
 from das_gpu.recipe import Recipe
@@ -132,6 +133,7 @@ def extract(
     on_missing: OnMissing = "skip",
     retry_quarantined: bool = False,
     overwrite: bool = False,
+    manifest: Sequence[Format] = (),
     access: Access | None = None,
     out_access: Access | None = None,
     log_json: Path | None = None,
@@ -179,6 +181,9 @@ def extract(
         Try segments again that failed three times.
     overwrite : bool
         Start over: remove the run that is in ``out``.
+    manifest : sequence of {"parquet", "csv"}
+        Write the manifest as ``manifest.parquet`` (by pyarrow) or ``manifest.csv`` too. One that
+        is there already is kept up to date in any case.
     access, out_access : Access, optional
         Credential and patience for the archive and for ``out``, and the archive's transport.
     log_json : Path, optional
@@ -211,6 +216,7 @@ def extract(
     recipe = recipe or Recipe()
     if not stall_minutes > 0:
         raise UsageError(f"A stall of {stall_minutes:g} minutes is no time: give more than 0.")
+    require(manifest)
     access, out_access = access or Access(), out_access or Access()
     _refuse_shared_secret(source, out, access, out_access)
     sink = open_sink(out, out_access)
@@ -227,6 +233,7 @@ def extract(
     hiring = Hiring(backend, cluster, scheduler, scheduler_file, workers, stall_s, fast)
     with ExitStack() as stack:
         hold = stack.enter_context(sink.hold(uuid4().hex))
+        manifests = require(manifest) if overwrite else kept(sink, manifest)
         crew = stack.enter_context(hire(hiring))
         selected = crew.selected
         ledger = Ledger.open(
@@ -281,7 +288,7 @@ def extract(
             crew, plan, ledger, sink, hold, stall_s=stall_s, on_progress=on_progress
         )
         pending = ledger.pending(quarantined=retry_quarantined)
-        with _kept(ledger, hold):
+        with _kept(ledger, hold, manifests):
             if crew.remote:
                 tally = dispatch.through(pending, partial(extract_task, job))
                 # A worker that was killed leaves what it was writing.
@@ -290,13 +297,13 @@ def extract(
                 host.give_big_buffers_back()
                 with host.single_threaded_blas():
                     tally = dispatch.through(pending, bench.extract)
-        summary = _summary(bench, crew, ledger, tally)
+        summary = _summary(bench, crew, ledger, tally, manifests)
         _log.info("run ended", extra=facts(tiles=summary.tiles, seconds=summary.seconds))
         return summary
 
 
 @contextmanager
-def _kept(ledger: Ledger, hold: Hold) -> Iterator[None]:
+def _kept(ledger: Ledger, hold: Hold, manifests: Sequence[Format]) -> Iterator[None]:
     """See that what was finished is published, also when the run ends before its end."""
     try:
         yield
@@ -305,7 +312,7 @@ def _kept(ledger: Ledger, hold: Hold) -> Iterator[None]:
         _log.info("run stopped: %s", error, extra=facts(error=type(error).__name__))
         if not hold.lost.is_set():
             with suppress(DasGpuError):
-                ledger.publish()
+                ledger.publish(manifests)
         raise
 
 
@@ -316,8 +323,10 @@ def _log_in(sink: Sink) -> Path | None:
     return Path(sink.location, "logs", name_of_log(datetime.now(UTC)))
 
 
-def _summary(bench: Workbench, crew: Crew, ledger: Ledger, tally: Tally) -> Summary:
-    totals = ledger.publish()
+def _summary(
+    bench: Workbench, crew: Crew, ledger: Ledger, tally: Tally, manifests: Sequence[Format]
+) -> Summary:
+    totals = ledger.publish(manifests)
     return Summary(
         out=bench.sink.location,
         tiles=totals.statuses,
