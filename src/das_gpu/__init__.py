@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from das_gpu.archive import Archive, open_archive
     from das_gpu.errors import DasGpuError
+    from das_gpu.frame import Frame, level_db, locate, locate_box, pixel_at, pixel_of_level
     from das_gpu.plan import Plan
     from das_gpu.recipe import Recipe
     from das_gpu.run import Progress, Summary, extract
@@ -34,24 +35,36 @@ if TYPE_CHECKING:
 __all__ = [
     "Archive",
     "DasGpuError",
+    "Frame",
     "Plan",
     "Progress",
     "Recipe",
     "Summary",
     "__version__",
     "extract",
+    "level_db",
+    "locate",
+    "locate_box",
     "open_archive",
+    "pixel_at",
+    "pixel_of_level",
     "plan",
 ]
 
 _LATE = {
     "Archive": "das_gpu.archive",
     "DasGpuError": "das_gpu.errors",
+    "Frame": "das_gpu.frame",
     "Plan": "das_gpu.plan",
     "Progress": "das_gpu.run",
     "Recipe": "das_gpu.recipe",
     "Summary": "das_gpu.run",
     "extract": "das_gpu.run",
+    "level_db": "das_gpu.frame",
+    "locate": "das_gpu.frame",
+    "locate_box": "das_gpu.frame",
+    "pixel_at": "das_gpu.frame",
+    "pixel_of_level": "das_gpu.frame",
     "open_archive": "das_gpu.archive",
 }
 

@@ -20,6 +20,7 @@ from typing import IO, Any, Literal, Protocol, get_args
 import numpy as np
 
 from das_gpu.errors import UsageError
+from das_gpu.hashed import HashedFile
 from das_gpu.keys import MANIFEST_KEYS
 from das_gpu.model import TileRecord
 from das_gpu.runfile import Store
@@ -150,7 +151,7 @@ class ParquetTable:
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file = _Hashed(file)
+        self._file = HashedFile(file)
         self._waiting: list[Row] = []
         self._writer: Any = None
 
@@ -188,30 +189,6 @@ class ParquetTable:
         ]
         # Not `write_batch`, which keeps some of it back until the footer is written.
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-
-
-class _Hashed(io.RawIOBase):
-    """A file that is only written to, and the hash of what was."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._hash, self._size = hashlib.sha256(), 0
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
-
-    def writable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._size
-
-    def write(self, data: Any) -> int:
-        self._hash.update(data)
-        self._size += len(data)
-        self._file.write(data)
-        return len(data)
 
 
 @contextmanager

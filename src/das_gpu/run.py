@@ -15,7 +15,6 @@ from uuid import uuid4
 from das_gpu import host
 from das_gpu.archive import Archive
 from das_gpu.backends import Selected
-from das_gpu.credentials import refuse_ambiguous
 from das_gpu.crew import Crew, Hiring, Kind, hire
 from das_gpu.dispatch import Dispatch, Progress, Tally
 from das_gpu.errors import DasGpuError, UsageError
@@ -28,7 +27,7 @@ from das_gpu.model import Status
 from das_gpu.plan import Plan
 from das_gpu.recipe import Recipe
 from das_gpu.sink import LocalSink, Sink, open_sink
-from das_gpu.store import Access
+from das_gpu.store import Access, refuse_shared_secret
 from das_gpu.stream import OnMissing
 from das_gpu.task import Job, Workbench, extract_task, open_planned
 
@@ -218,7 +217,7 @@ def extract(
         raise UsageError(f"A stall of {stall_minutes:g} minutes is no time: give more than 0.")
     require(manifest)
     access, out_access = access or Access(), out_access or Access()
-    _refuse_shared_secret(source, out, access, out_access)
+    refuse_shared_secret((source, access), (out, out_access))
     sink = open_sink(out, out_access)
     identity = None if overwrite else read_identity(sink)
     if segment_minutes is None:
@@ -340,12 +339,3 @@ def _summary(
         warnings=ledger.warnings,
         quarantined=tuple(sorted(ledger.quarantined())),
     )
-
-
-def _refuse_shared_secret(
-    source: str | Path, out: str | Path, access: Access, out_access: Access
-) -> None:
-    """Refuse to send one account's secret to the other."""
-    places = ((source, access), (out, out_access))
-    auto = (how.locate(place) for place, how in places if how.credential.kind == "auto")
-    refuse_ambiguous({place.account for place in auto if place.scheme == "azure"})

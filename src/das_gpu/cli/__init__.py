@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 from das_gpu.cli import console
 from das_gpu.cli.bench import bench
 from das_gpu.cli.doctor import doctor
+from das_gpu.cli.export import export
 from das_gpu.cli.extract import extract
 from das_gpu.cli.info import info
 from das_gpu.cli.options import environment
@@ -87,7 +88,8 @@ def _app() -> App:
         default_parameter=Parameter(negative=(), show_default=False),
         suppress_keyboard_interrupt=False,
     )
-    for command in (extract, info, plan, recipe, status, verify, report, bench, simulate, doctor):
+    working = (extract, info, plan, recipe, status, verify, report, export)
+    for command in (*working, bench, simulate, doctor):
         app.command(command, help_epilogue="")
     return app
 
