@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from das_gpu.archive import Archive, open_archive
+    from das_gpu.decibels import level_db, pixel_of_level
     from das_gpu.errors import DasGpuError
-    from das_gpu.frame import Frame, level_db, locate, locate_box, pixel_at, pixel_of_level
+    from das_gpu.frame import Frame, locate, locate_box, pixel_at
     from das_gpu.plan import Plan
     from das_gpu.recipe import Recipe
     from das_gpu.run import Progress, Summary, extract
@@ -60,11 +61,11 @@ _LATE = {
     "Recipe": "das_gpu.recipe",
     "Summary": "das_gpu.run",
     "extract": "das_gpu.run",
-    "level_db": "das_gpu.frame",
+    "level_db": "das_gpu.decibels",
     "locate": "das_gpu.frame",
     "locate_box": "das_gpu.frame",
     "pixel_at": "das_gpu.frame",
-    "pixel_of_level": "das_gpu.frame",
+    "pixel_of_level": "das_gpu.decibels",
     "open_archive": "das_gpu.archive",
 }
 

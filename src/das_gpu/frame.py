@@ -1,4 +1,4 @@
-"""From a pixel of a tile to time, cable and level; and back.
+"""From a pixel of a tile to time and cable, and back.
 
 A kept sample is drawn where its share of the image is: of ``n`` samples on ``size`` pixels,
 sample ``k`` covers pixels ``k * size / n`` to ``(k + 1) * size / n``, and so do channels. Points
@@ -8,15 +8,12 @@ image's first edge, its width or height the last, so ``(0, 0, width, height)`` i
 >>> record = {"sample_start": 0, "sample_stop": 3000, "sample_step": 2,
 ...     "start_time": "2021-11-01T23:11:14.834000Z", "end_time": "2021-11-01T23:11:29.834000Z",
 ...     "channel_start": 10000, "channel_stop": 13750, "channel_step": 5,
-...     "distance_start_m": 20419.0, "distance_stop_m": 28076.125,
-...     "db_low": 150.0, "db_high": 190.0}
+...     "distance_start_m": 20419.0, "distance_stop_m": 28076.125}
 >>> place = locate(record, x=128, y=64)
 >>> str(place.time), place.channel, round(place.distance_m, 1)
 ('2021-11-01T23:11:18.608296875', 11880, 24257.4)
 >>> [round(at, 6) for at in pixel_at(record, place.time, place.distance_m)]
 [128.0, 64.0]
->>> level_db(record, 51).item()
-158.0
 """
 
 from __future__ import annotations
@@ -28,9 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from das_gpu import render
 from das_gpu.errors import DestinationError, UsageError
 from das_gpu.model import TileRecord
 from das_gpu.recipe import Recipe
@@ -233,7 +228,7 @@ def locate(record: Record, x: float, y: float, frame: Frame | None = None) -> Pl
     sample = time.index(y if down else x, "y" if down else "x")
     kept = cable.index(x if down else y, "x" if down else "y")
     start, period = _clock(record)
-    first, step = _of(record, "channel_start"), _of(record, "channel_step")
+    first, step = field_of(record, "channel_start"), field_of(record, "channel_step")
     zero, spacing = _cable(record)
     nearest = min(max(math.floor(kept + 0.5), 0), cable.count - 1)
     return Place(
@@ -307,8 +302,8 @@ def locate_box(
     k0, k1 = cable.whole(*(x if down else y), "x" if down else "y")
     start, period = _clock(record)
     zero, spacing = _cable(record)
-    sample, sample_step = _of(record, "sample_start"), _of(record, "sample_step")
-    channel, channel_step = _of(record, "channel_start"), _of(record, "channel_step")
+    sample, sample_step = field_of(record, "sample_start"), field_of(record, "sample_step")
+    channel, channel_step = field_of(record, "channel_start"), field_of(record, "channel_step")
     return Stretch(
         start_ns=start + round(t0 * period),
         stop_ns=start + round(t1 * period),
@@ -321,47 +316,6 @@ def locate_box(
     )
 
 
-def level_db(record: Record, pixel: ArrayLike, frame: Frame | None = None) -> NDArray[np.float64]:
-    """Level that a pixel's value stands for, up to the rounding to grey levels.
-
-    Pixel 0 stands for the tile's `db_low` and everything below it, the highest for `db_high` and
-    everything above. Channels that were dead are 0 too: the record counts them.
-
-    Parameters
-    ----------
-    record : mapping or TileRecord
-        As to `locate`.
-    pixel : array_like of int, any shape
-    frame : Frame, optional
-        Says how many bits a pixel has: 8 by default, but 16 for an array of uint16.
-
-    Returns
-    -------
-    float64 array of the same shape
-        dB re 1e-6 count; NaN in a tile without a live channel, which has no levels.
-    """
-    values = np.asarray(pixel)
-    low, high = _levels(record)
-    return render.level_db(values, low, high, _highest(values, frame))
-
-
-def pixel_of_level(
-    record: Record, db: ArrayLike, frame: Frame | None = None
-) -> NDArray[np.float64]:
-    """Pixel value, not rounded, of a level: the inverse of `level_db`.
-
-    Levels beyond the tile's limits have the limits' pixels; in a tile without levels it is 0, and
-    so it is where all levels are the same.
-    """
-    low, high = _levels(record)
-    highest = (frame or Frame()).highest
-    values = np.asarray(db, dtype=np.float64)
-    if not high > low:
-        return np.zeros(values.shape)
-    grey: NDArray[np.float64] = np.clip((values - low) * (highest / (high - low)), 0, highest)
-    return grey
-
-
 def _axes(record: Record, frame: Frame) -> tuple[_Axis, _Axis]:
     """A tile's time and its cable, as axes of the image."""
     n_samples, n_channels = _counts(record)
@@ -370,19 +324,14 @@ def _axes(record: Record, frame: Frame) -> tuple[_Axis, _Axis]:
     return _Axis(n_samples, along or n_samples), _Axis(n_channels, across or n_channels)
 
 
-def _highest(values: NDArray[Any], frame: Frame | None) -> int:
-    if frame is not None:
-        return frame.highest
-    return 65535 if values.dtype.kind == "u" and values.dtype.itemsize == 2 else 255
+def field_of(record: Record, name: str) -> Any:
+    """Give a field of a record.
 
-
-def _levels(record: Record) -> tuple[float, float]:
-    low, high = _of(record, "db_low"), _of(record, "db_high")
-    return (math.nan, math.nan) if low is None or high is None else (low, high)
-
-
-def _of(record: Record, name: str) -> Any:
-    """A field of a record; records are known by their fields' names alone."""
+    Raises
+    ------
+    UsageError
+        When it has none of that name.
+    """
     try:
         return getattr(record, name) if isinstance(record, TileRecord) else record[name]
     except KeyError as error:
@@ -394,7 +343,8 @@ def _of(record: Record, name: str) -> Any:
 def _counts(record: Record) -> tuple[int, int]:
     """Kept samples and kept channels of a tile."""
     samples, channels = (
-        (_of(record, f"{what}_stop") - _of(record, f"{what}_start")) // _of(record, f"{what}_step")
+        (field_of(record, f"{what}_stop") - field_of(record, f"{what}_start"))
+        // field_of(record, f"{what}_step")
         for what in ("sample", "channel")
     )
     return samples, channels
@@ -403,7 +353,7 @@ def _counts(record: Record) -> tuple[int, int]:
 def _clock(record: Record) -> tuple[int, float]:
     """Time of a tile's first sample, and how long a kept sample takes; in ns."""
     start, end = (
-        int(np.datetime64(_of(record, name).removesuffix("Z"), "ns").astype(np.int64))
+        int(np.datetime64(field_of(record, name).removesuffix("Z"), "ns").astype(np.int64))
         for name in ("start_time", "end_time")
     )
     return start, (end - start) / _counts(record)[0]
@@ -411,5 +361,5 @@ def _clock(record: Record) -> tuple[int, float]:
 
 def _cable(record: Record) -> tuple[float, float]:
     """Distance of a tile's first channel, and from one kept channel to the next; in m."""
-    start, stop = _of(record, "distance_start_m"), _of(record, "distance_stop_m")
+    start, stop = field_of(record, "distance_start_m"), field_of(record, "distance_stop_m")
     return start, (stop - start) / _counts(record)[1]

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from das_gpu import host
 from das_gpu.archive import Archive
-from das_gpu.backends import Selected
+from das_gpu.backends import OVERLAP, Selected
 from das_gpu.crew import Crew, Hiring, Kind, hire
 from das_gpu.dispatch import Dispatch, Progress, Tally
 from das_gpu.errors import DasGpuError, UsageError
@@ -225,6 +225,8 @@ def extract(
     archive, plan = prepare(source, recipe, segment_minutes=segment_minutes, access=access)
     if backend == "auto" and identity is not None:
         backend = identity.get("backend", backend)
+    if plan.recipe.tile.overlap_channels:
+        backend = _on_cpu(backend, cluster)
     if fast is None and plan.n_tiles * plan.band_channels * plan.tile_samples < FAST_SAMPLES:
         fast = False
     # A chunk that is asked for with patience gives no sign meanwhile.
@@ -299,6 +301,13 @@ def extract(
         summary = _summary(bench, crew, ledger, tally, manifests)
         _log.info("run ended", extra=facts(tiles=summary.tiles, seconds=summary.seconds))
         return summary
+
+
+def _on_cpu(backend: str, cluster: Kind | None) -> str:
+    """The CPU, which alone draws tiles that overlap along the cable, unless the GPU was named."""
+    if backend == "gpu" or cluster == "cuda":
+        raise UsageError(OVERLAP)
+    return "cpu"
 
 
 @contextmanager

@@ -203,10 +203,10 @@ class _Layout:
     """Where the tiles of each segment lie."""
 
     sample_start: int
-    tile_span: int
+    row_stride: int
     rows: int
     channel_start: int
-    band_span: int
+    band_stride: int
     bands: int
     rows_per_segment: int
 
@@ -219,12 +219,15 @@ class _Layout:
         def number(name: str) -> int:
             return number_in(sink, selection, name)
 
+        def stride(name: str, length: str) -> int:
+            return number(name if name in (selection or {}) else length)
+
         return cls(
             sample_start=number("sample_start"),
-            tile_span=number("tile_samples") * number("sample_step"),
+            row_stride=stride("tile_stride", "tile_samples") * number("sample_step"),
             rows=number("rows"),
             channel_start=number("channel_start"),
-            band_span=number("band_channels") * number("channel_step"),
+            band_stride=stride("band_stride", "band_channels") * number("channel_step"),
             bands=number("bands"),
             rows_per_segment=max(1, number_in(sink, run.get("plan"), "rows_per_segment")),
         )
@@ -238,7 +241,10 @@ class _Layout:
         row0 = segment * self.rows_per_segment
         row1 = min(self.rows, row0 + self.rows_per_segment)
         return [
-            (self.sample_start + row * self.tile_span, self.channel_start + band * self.band_span)
+            (
+                self.sample_start + row * self.row_stride,
+                self.channel_start + band * self.band_stride,
+            )
             for row in range(row0, row1)
             for band in range(self.bands)
         ]

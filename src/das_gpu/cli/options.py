@@ -60,7 +60,7 @@ _SETTINGS = {
     "dtype": "compute.dtype",
 }
 """Setting of each field that is one setting."""
-_COMPOSITE = ("channels", "image_size")
+_COMPOSITE = ("channels", "image_size", "overlap")
 """Fields that are several settings in one text."""
 
 Value = str | int | float | None
@@ -191,7 +191,7 @@ class ArchiveOptions:
         return {}
 
     def _of(self, fields: Sequence[str]) -> dict[str, Value]:
-        from das_gpu.recipe import parse_channels, parse_image_size
+        from das_gpu.recipe import parse_channels, parse_image_size, parse_overlap
 
         settings: dict[str, Value] = {}
         for name in fields:
@@ -200,6 +200,8 @@ class ArchiveOptions:
                 settings |= parse_channels(value)
             elif name == "image_size":
                 settings |= parse_image_size(value)
+            elif name == "overlap":
+                settings |= parse_overlap(value)
             else:
                 settings[_SETTINGS[name]] = value
         return settings
@@ -288,6 +290,14 @@ class RecipeOptions(ArchiveOptions):
     bands: Annotated[
         int | None,
         option(IMAGES, "Tiles side by side along the cable. [default: 10]", metavar="N"),
+    ] = None
+    overlap: Annotated[
+        str | None,
+        option(
+            IMAGES,
+            "Share of a tile that the next repeats, to 0.9. [default: 0:0]",
+            metavar="TIME[:CHANNELS]",
+        ),
     ] = None
     image_format: Annotated[
         Literal["png", "png16", "npy"] | None,
