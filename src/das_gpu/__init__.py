@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from das_gpu.archive import Archive, open_archive
+    from das_gpu.decibels import level_db, pixel_of_level
     from das_gpu.errors import DasGpuError
     from das_gpu.feed import StreamedTile, TileStream, stream
+    from das_gpu.frame import Frame, locate, locate_box, pixel_at
     from das_gpu.labelled import envelope
     from das_gpu.model import TileRecord
     from das_gpu.plan import Plan
@@ -39,6 +41,7 @@ __all__ = [
     "Access",
     "Archive",
     "DasGpuError",
+    "Frame",
     "Plan",
     "Progress",
     "Recipe",
@@ -49,7 +52,12 @@ __all__ = [
     "__version__",
     "envelope",
     "extract",
+    "level_db",
+    "locate",
+    "locate_box",
     "open_archive",
+    "pixel_at",
+    "pixel_of_level",
     "plan",
     "stream",
 ]
@@ -58,6 +66,7 @@ _LATE = {
     "Access": "das_gpu.store",
     "Archive": "das_gpu.archive",
     "DasGpuError": "das_gpu.errors",
+    "Frame": "das_gpu.frame",
     "Plan": "das_gpu.plan",
     "Progress": "das_gpu.run",
     "Recipe": "das_gpu.recipe",
@@ -67,6 +76,11 @@ _LATE = {
     "TileStream": "das_gpu.feed",
     "envelope": "das_gpu.labelled",
     "extract": "das_gpu.run",
+    "level_db": "das_gpu.decibels",
+    "locate": "das_gpu.frame",
+    "locate_box": "das_gpu.frame",
+    "pixel_at": "das_gpu.frame",
+    "pixel_of_level": "das_gpu.decibels",
     "open_archive": "das_gpu.archive",
     "stream": "das_gpu.feed",
 }

@@ -12,7 +12,9 @@ METADATA_KEY = "metadata.jsonl"
 """The delivered tiles: the manifest."""
 UNDELIVERED_KEY = "undelivered.jsonl"
 """The other tiles, with their reasons."""
-PRODUCTS = (METADATA_KEY, "manifest.parquet", UNDELIVERED_KEY, "report.html")
+MANIFEST_KEYS = {"parquet": "manifest.parquet", "csv": "manifest.csv"}
+"""The delivered tiles as one table, where it was asked for."""
+PRODUCTS = (METADATA_KEY, *MANIFEST_KEYS.values(), UNDELIVERED_KEY, "report.html")
 """What is made of the segments' files, and can be made again."""
 IMAGES = "images/"
 SEGMENTS = "segments/"

@@ -28,6 +28,7 @@ from das_gpu.keys import (
     marker_key,
     segment_key,
 )
+from das_gpu.manifest import Format, tables
 from das_gpu.model import TileRecord
 from das_gpu.outcome import (
     Tally,
@@ -288,26 +289,38 @@ class Ledger:
         self._sink.flush()
         self._present.difference_update(segments)
 
-    def publish(self) -> Totals:
+    def publish(self, manifests: Collection[Format] = ()) -> Totals:
         """Write ``metadata.jsonl`` and ``undelivered.jsonl`` anew from the finished segments.
 
         A few segments are in memory at a time. Lines are sorted by time, then channel.
+
+        Parameters
+        ----------
+        manifests : collection of {"parquet", "csv"}
+            Write ``manifest.parquet`` or ``manifest.csv`` too, with the same lines.
 
         Returns
         -------
         Totals
             Over the finished segments.
         """
-        tally = Tally()
+        tally, sha256 = Tally(), hashlib.sha256()
         with (
             self._sink.open_writer(METADATA_KEY) as metadata,
             self._sink.open_writer(UNDELIVERED_KEY) as undelivered,
+            tables(self._sink, manifests) as written,
         ):
             for _, data, rows in finished(self._sink, self.n_segments):
                 tally.add(rows)
                 delivered, others = manifest_lines(data, rows)
                 metadata.writelines(delivered)
                 undelivered.writelines(others)
+                for table in written:
+                    table.write(rows)
+                if written:
+                    sha256.update(b"".join(delivered))
+            for table in written:
+                table.finish(sha256.hexdigest())
         return tally.totals()
 
     def _rows(self, segment_id: int) -> list[Row] | None:

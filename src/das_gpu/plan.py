@@ -1,7 +1,8 @@
 """Acquisition + Recipe -> Plan of segments and tiles. Pure integers, no I/O.
 
 Every index is the archive's own. A tile row is one tile duration of all bands, a segment a
-run of tile rows. A row's window is its core with halos; it may reach beyond the record.
+run of tile rows. Rows, and bands, may overlap: the next begins before one ends. A row's window
+is its core with halos; it may reach beyond the record.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from das_gpu import filters, units
 from das_gpu.errors import RecipeError
+from das_gpu.halo import check_window, halo
 from das_gpu.model import Acquisition, Segment, Tile, Window
 from das_gpu.recipe import Recipe
 
@@ -82,6 +84,26 @@ class Plan:
         return self.tile_samples * self.time_step
 
     @property
+    def tile_stride(self) -> int:
+        """Kept samples from the start of a tile to that of the next, less where tiles overlap."""
+        return _stride(self.tile_samples, self.recipe.tile.overlap_time)
+
+    @property
+    def row_stride(self) -> int:
+        """`tile_stride` in archive samples."""
+        return self.tile_stride * self.time_step
+
+    @property
+    def band_stride(self) -> int:
+        """Kept channels from the start of a band to that of the next, less where they overlap."""
+        return _stride(self.band_channels, self.recipe.tile.overlap_channels)
+
+    @property
+    def covered_span(self) -> int:
+        """Archive samples from the start of the first tile to the end of the last."""
+        return (self.rows - 1) * self.row_stride + self.tile_span
+
+    @property
     def window_span(self) -> int:
         """Archive samples a tile's core covers with its halos."""
         return self.halo_before + self.tile_span + self.halo_after
@@ -89,7 +111,7 @@ class Plan:
     @property
     def kept_channels(self) -> int:
         """Channels (or groups of channels) that are processed: those of whole bands."""
-        return self.bands * self.band_channels
+        return (self.bands - 1) * self.band_stride + self.band_channels
 
     @property
     def read_channels(self) -> tuple[int, int]:
@@ -106,7 +128,7 @@ class Plan:
     @property
     def unused_samples(self) -> int:
         """Selected archive samples after the last whole tile."""
-        return max(0, self.sample_stop - self.sample_start - self.rows * self.tile_span)
+        return max(0, self.sample_stop - self.sample_start - self.covered_span)
 
     @property
     def n_tiles(self) -> int:
@@ -122,8 +144,8 @@ class Plan:
         """The segment of this number, with everything it reads."""
         row0 = number * self.rows_per_segment
         row1 = min(self.rows, row0 + self.rows_per_segment)
-        t0 = self.sample_start + row0 * self.tile_span - self.halo_before
-        t1 = self.sample_start + row1 * self.tile_span + self.halo_after
+        t0 = self.sample_start + row0 * self.row_stride - self.halo_before
+        t1 = t0 + (row1 - row0 - 1) * self.row_stride + self.window_span
         c0, c1 = self.read_channels
         return Segment(
             id=number,
@@ -138,9 +160,9 @@ class Plan:
 
     def tile(self, row: int, band: int) -> Tile:
         """The tile of this row and band."""
-        t0 = self.sample_start + row * self.tile_span
+        t0 = self.sample_start + row * self.row_stride
         width = self.band_channels * self.channel_step
-        c0 = self.channel_start + band * width
+        c0 = self.channel_start + band * self.band_stride * self.channel_step
         return Tile(
             id=row * self.bands + band,
             row=row,
@@ -187,10 +209,12 @@ class Plan:
         """
         channels, samples = self.acquisition.chunk_shape
         c0, c1 = self.read_channels
-        return self.chunk_reads * channels * samples / ((c1 - c0) * self.rows * self.tile_span)
+        return self.chunk_reads * channels * samples / ((c1 - c0) * self.covered_span)
 
     def resolved(self) -> dict[str, int | float | bool]:
         """The selection in plain numbers: part of a run's identity."""
+        tile = self.recipe.tile
+        overlap = {"tile_stride": self.tile_stride, "band_stride": self.band_stride}
         return {
             "sampling_rate_hz": self.acquisition.sampling_rate_hz,
             "channel_spacing_m": self.acquisition.channel_spacing_m,
@@ -205,6 +229,7 @@ class Plan:
             "halo_before": self.halo_before,
             "halo_after": self.halo_after,
             "common_mode": self.common_mode,
+            **(overlap if tile.overlap_time or tile.overlap_channels else {}),
         }
 
 
@@ -251,10 +276,14 @@ def plan(
             f"{bands} bands cannot be made of {kept_channels} kept channels; "
             f"select more channels, a smaller channel step, or at most {kept_channels} bands."
         )
+    # Overlapping bands are as wide as others would be, and more.
+    bands = 1 + (bands - 1) * band_channels // _stride(band_channels, recipe.tile.overlap_channels)
     tile_samples = math.floor(recipe.tile.seconds * rate_hz / step + 0.5)
-    before, after = _halo(recipe, band, tile_samples, acquisition)
-    _check_window(recipe, band, tile_samples, before + after)
-    rows = -(-(s1 - s0) // step) // tile_samples
+    kept_samples = -(-(s1 - s0) // step)
+    before, after = halo(recipe, band, tile_samples, acquisition)
+    check_window(recipe, band, tile_samples, before + after)
+    stride = _stride(tile_samples, recipe.tile.overlap_time)
+    rows = max(0, (kept_samples - tile_samples) // stride + 1)
     if rows == 0:
         raise RecipeError(
             f"The selected time range holds {(s1 - s0) / rate_hz:.3f} s, less than one tile of "
@@ -262,7 +291,7 @@ def plan(
         )
     if segment_minutes <= 0:
         raise RecipeError(f"A segment of {segment_minutes:g} minutes is empty; give more than 0.")
-    whole_rows = int(segment_minutes * 60 * rate_hz / (tile_samples * step) + 1e-9)
+    whole_rows = int(segment_minutes * 60 * rate_hz / (stride * step) + 1e-9)
     draft = Plan(
         acquisition=acquisition,
         recipe=recipe,
@@ -283,6 +312,11 @@ def plan(
     )
     common_mode, median_note = _common_mode(draft)
     return replace(draft, common_mode=common_mode, notes=(*_notes(draft), *median_note))
+
+
+def _stride(length: int, overlap: float) -> int:
+    """Samples or channels from one tile to the next, of tiles that share a part; at least 1."""
+    return max(1, length - math.floor(length * overlap + 0.5))
 
 
 def _band(recipe: Recipe, rate_hz: float) -> filters.BandPass:
@@ -327,45 +361,6 @@ def _channels(acquisition: Acquisition, recipe: Recipe) -> tuple[int, int, int]:
     if acquisition.positions is not None:
         acquisition.positions.refuse_outside(c0, c0 + (kept - 1) * step)
     return c0, c1, kept
-
-
-def _halo(
-    recipe: Recipe, band: filters.BandPass, tile_samples: int, acquisition: Acquisition
-) -> tuple[int, int]:
-    """Archive samples before and after the core.
-
-    Lengthened so that the window is a multiple of the time step and, in kept samples, a
-    product of the primes 2, 3 and 5. No halo stays no halo: the window is then the tile.
-    """
-    halo_s = recipe.filter.halo_s
-    if halo_s == 0:
-        return 0, 0
-    if halo_s == "auto":
-        halo_s = filters.fall_time_s(band)
-    rate_hz, step = acquisition.sampling_rate_hz, recipe.selection.time_step
-    if halo_s * rate_hz > acquisition.n_samples:
-        raise RecipeError(
-            f"The record of {acquisition.n_samples / rate_hz:.3f} s is shorter than one halo of "
-            f"{halo_s:.3f} s, which the {band.low_hz:g}-{band.high_hz:g} Hz band-pass needs; "
-            f"choose a wider band, a lower order or a shorter filter.halo_s."
-        )
-    window = filters.fast_length(tile_samples + 2 * math.ceil(halo_s * rate_hz / step))
-    before = (window - tile_samples) // 2
-    return before * step, (window - tile_samples - before) * step
-
-
-def _check_window(recipe: Recipe, band: filters.BandPass, tile_samples: int, halo: int) -> None:
-    """Refuse tiles too short to be filtered. The halo is counted in archive samples."""
-    step = recipe.selection.time_step
-    hold_step = step if recipe.filter.decimate == "before" else 1
-    window = (tile_samples * step + halo) // hold_step
-    needed = filters.padding(band) + 1
-    if tile_samples < 2 or window < needed:
-        raise RecipeError(
-            f"A tile of {recipe.tile.seconds:g} s is shorter than the filter: its window holds "
-            f"{window} samples at {band.rate_hz:g} Hz, the order-{band.order} band-pass needs "
-            f"{needed}. Make tile.seconds at least {needed / band.rate_hz:.2f}."
-        )
 
 
 def _common_mode(draft: Plan) -> tuple[bool, tuple[str, ...]]:

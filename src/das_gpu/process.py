@@ -58,6 +58,7 @@ def design(plan: Plan) -> Chain:
         median_first=recipe.median.kind == "time",
         bands=plan.bands,
         band_channels=plan.band_channels,
+        band_stride=plan.band_stride,
         scale=_scale(plan) if images else Scale.parse("tile"),
         picture=picture(plan) if images else None,
         distance_m=np.array([plan.kept_distance_m(k) for k in range(plan.kept_channels)]),

@@ -47,6 +47,7 @@ __all__ = [
     "TileSettings",
     "parse_channels",
     "parse_image_size",
+    "parse_overlap",
 ]
 
 Setting: TypeAlias = str | int | float | bool | None
@@ -219,6 +220,9 @@ class Recipe(BaseModel):
         del content["preset"]
         if self.selection.channel_step == 1:
             del content["selection"]["channel_reduce"]
+        for key in ("overlap_time", "overlap_channels"):
+            if not content["tile"][key]:
+                del content["tile"][key]
         if self.selection.time_step == 1:
             del content["filter"]["decimate"]
         if self.image.units == "counts":
@@ -293,6 +297,32 @@ def parse_image_size(text: str) -> dict[str, int]:
             "example 256x256."
         )
     return {"image.height": int(match[1]), "image.width": int(match[2])}
+
+
+def parse_overlap(text: str) -> dict[str, float]:
+    """Read ``TIME`` or ``TIME:CHANNELS``, shares of a tile, as settings.
+
+    Raises
+    ------
+    RecipeError
+        When the text is neither.
+
+    Examples
+    --------
+    >>> parse_overlap("0.5")
+    {'tile.overlap_time': 0.5}
+    >>> parse_overlap("0.5:0.25")
+    {'tile.overlap_time': 0.5, 'tile.overlap_channels': 0.25}
+    """
+    try:
+        shares = [float(part) for part in text.split(":")]
+        names = ("tile.overlap_time", "tile.overlap_channels")[: len(shares)]
+        return dict(zip(names, shares, strict=True))
+    except ValueError as error:
+        raise RecipeError(
+            f"The overlap {text!r} is not understood: write TIME or TIME:CHANNELS as shares of a "
+            "tile from 0 to 0.9, for example 0.5 or 0.5:0.25."
+        ) from error
 
 
 def _read_toml(text: str, what: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,8 +14,7 @@ from uuid import uuid4
 
 from das_gpu import host
 from das_gpu.archive import Archive
-from das_gpu.backends import Selected
-from das_gpu.credentials import refuse_ambiguous
+from das_gpu.backends import OVERLAP, Selected
 from das_gpu.crew import Crew, Hiring, Kind, hire
 from das_gpu.dispatch import Dispatch, Progress, Tally
 from das_gpu.errors import DasGpuError, UsageError
@@ -23,11 +22,12 @@ from das_gpu.identity import header_of, identity_of
 from das_gpu.journal import facts, name_of_log, written_to
 from das_gpu.ledger import Ledger, read_identity
 from das_gpu.lock import Hold
+from das_gpu.manifest import Format, kept, require
 from das_gpu.model import Status
 from das_gpu.plan import Plan
 from das_gpu.recipe import Recipe
 from das_gpu.sink import LocalSink, Sink, open_sink
-from das_gpu.store import Access
+from das_gpu.store import Access, refuse_shared_secret
 from das_gpu.stream import OnMissing
 from das_gpu.task import Job, Workbench, extract_task, open_planned
 
@@ -138,6 +138,7 @@ def extract(
     on_missing: OnMissing = "skip",
     retry_quarantined: bool = False,
     overwrite: bool = False,
+    manifest: Sequence[Format] = (),
     access: Access | None = None,
     out_access: Access | None = None,
     log_json: Path | None = None,
@@ -185,6 +186,9 @@ def extract(
         Try segments again that failed three times.
     overwrite : bool
         Start over: remove the run that is in ``out``.
+    manifest : sequence of {"parquet", "csv"}
+        Write the manifest as ``manifest.parquet`` (by pyarrow) or ``manifest.csv`` too. One that
+        is there already is kept up to date in any case.
     access, out_access : Access, optional
         Credential and patience for the archive and for ``out``, and the archive's transport.
     log_json : Path, optional
@@ -217,8 +221,9 @@ def extract(
     recipe = recipe or Recipe()
     if not stall_minutes > 0:
         raise UsageError(f"A stall of {stall_minutes:g} minutes is no time: give more than 0.")
+    require(manifest)
     access, out_access = access or Access(), out_access or Access()
-    _refuse_shared_secret(source, out, access, out_access)
+    refuse_shared_secret((source, access), (out, out_access))
     sink = open_sink(out, out_access)
     identity = None if overwrite else read_identity(sink)
     if segment_minutes is None:
@@ -226,12 +231,15 @@ def extract(
     archive, plan = prepare(source, recipe, segment_minutes=segment_minutes, access=access)
     if backend == "auto" and identity is not None:
         backend = identity.get("backend", backend)
+    if plan.recipe.tile.overlap_channels:
+        backend = _on_cpu(backend, cluster)
     fast = compiled_loops(plan, fast)
     # A chunk that is asked for with patience gives no sign meanwhile.
     stall_s = max(60 * stall_minutes, 1.5 * access.patience.total_s)
     hiring = Hiring(backend, cluster, scheduler, scheduler_file, workers, stall_s, fast)
     with ExitStack() as stack:
         hold = stack.enter_context(sink.hold(uuid4().hex))
+        manifests = require(manifest) if overwrite else kept(sink, manifest)
         crew = stack.enter_context(hire(hiring))
         selected = crew.selected
         ledger = Ledger.open(
@@ -286,7 +294,7 @@ def extract(
             crew, plan, ledger, sink, hold, stall_s=stall_s, on_progress=on_progress
         )
         pending = ledger.pending(quarantined=retry_quarantined)
-        with _kept(ledger, hold):
+        with _kept(ledger, hold, manifests):
             if crew.remote:
                 tally = dispatch.through(pending, partial(extract_task, job))
                 # A worker that was killed leaves what it was writing.
@@ -295,13 +303,20 @@ def extract(
                 host.give_big_buffers_back()
                 with host.single_threaded_blas():
                     tally = dispatch.through(pending, bench.extract)
-        summary = _summary(bench, crew, ledger, tally)
+        summary = _summary(bench, crew, ledger, tally, manifests)
         _log.info("run ended", extra=facts(tiles=summary.tiles, seconds=summary.seconds))
         return summary
 
 
+def _on_cpu(backend: str, cluster: Kind | None) -> str:
+    """The CPU, which alone draws tiles that overlap along the cable, unless the GPU was named."""
+    if backend == "gpu" or cluster == "cuda":
+        raise UsageError(OVERLAP)
+    return "cpu"
+
+
 @contextmanager
-def _kept(ledger: Ledger, hold: Hold) -> Iterator[None]:
+def _kept(ledger: Ledger, hold: Hold, manifests: Sequence[Format]) -> Iterator[None]:
     """See that what was finished is published, also when the run ends before its end."""
     try:
         yield
@@ -310,7 +325,7 @@ def _kept(ledger: Ledger, hold: Hold) -> Iterator[None]:
         _log.info("run stopped: %s", error, extra=facts(error=type(error).__name__))
         if not hold.lost.is_set():
             with suppress(DasGpuError):
-                ledger.publish()
+                ledger.publish(manifests)
         raise
 
 
@@ -321,8 +336,10 @@ def _log_in(sink: Sink) -> Path | None:
     return Path(sink.location, "logs", name_of_log(datetime.now(UTC)))
 
 
-def _summary(bench: Workbench, crew: Crew, ledger: Ledger, tally: Tally) -> Summary:
-    totals = ledger.publish()
+def _summary(
+    bench: Workbench, crew: Crew, ledger: Ledger, tally: Tally, manifests: Sequence[Format]
+) -> Summary:
+    totals = ledger.publish(manifests)
     return Summary(
         out=bench.sink.location,
         tiles=totals.statuses,
@@ -336,12 +353,3 @@ def _summary(bench: Workbench, crew: Crew, ledger: Ledger, tally: Tally) -> Summ
         warnings=ledger.warnings,
         quarantined=tuple(sorted(ledger.quarantined())),
     )
-
-
-def _refuse_shared_secret(
-    source: str | Path, out: str | Path, access: Access, out_access: Access
-) -> None:
-    """Refuse to send one account's secret to the other."""
-    places = ((source, access), (out, out_access))
-    auto = (how.locate(place) for place, how in places if how.credential.kind == "auto")
-    refuse_ambiguous({place.account for place in auto if place.scheme == "azure"})

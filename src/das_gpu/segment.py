@@ -235,7 +235,7 @@ def _encode(pixels: NDArray[Any], array: bool) -> bytes:
 
 def _status(plan: Plan, row: RowWindow, tile: Tile) -> tuple[Status, str]:
     """The gravest status among the spans that a tile's channels lie in."""
-    k0 = tile.band * plan.band_channels
+    k0 = tile.band * plan.band_stride
     touching: list[Span] = [
         span for span in row.spans if span.k0 < k0 + plan.band_channels and span.k1 > k0
     ]
@@ -256,7 +256,8 @@ def _record(
     sha256: str | None = None,
 ) -> TileRecord:
     array = plan.recipe.image.format == "npy"
-    first, last = tile.band * plan.band_channels, (tile.band + 1) * plan.band_channels
+    first = tile.band * plan.band_stride
+    last = first + plan.band_channels
     units, positions = plan.recipe.image.units, plan.acquisition.positions
     places: dict[str, float] = {}
     if positions is not None:

@@ -283,6 +283,12 @@ class TileSettings(Settings):
 
     seconds: Annotated[float, Field(gt=0, description="s, duration of a tile")] = 15.0
     bands: Annotated[int, Field(ge=1, description="tiles side by side along the cable")] = 10
+    overlap_time: Annotated[
+        float, Field(ge=0, le=0.9, description="share that the next tile repeats, 0-0.9")
+    ] = 0.0
+    overlap_channels: Annotated[
+        float, Field(ge=0, le=0.9, description="the same along the cable, by more bands")
+    ] = 0.0
 
 
 class ImageSettings(Settings):

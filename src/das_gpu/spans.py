@@ -14,7 +14,7 @@ from das_gpu.timeline import Cuts, Lost
 
 def archive_window(plan: Plan, row: int) -> tuple[int, int]:
     """Archive samples of a row's window, halos included; may reach beyond the record."""
-    start = plan.sample_start + row * plan.tile_span - plan.halo_before
+    start = plan.sample_start + row * plan.row_stride - plan.halo_before
     return start, start + plan.window_span
 
 
@@ -52,7 +52,7 @@ def ring_layout(plan: Plan, segment: Segment, *, ahead: bool = True) -> RingLayo
     plan, segment
         What is read.
     ahead : bool
-        There is room for a tile's length beyond the window, so that it can be filled while the
+        There is room for the next tiles beyond the window, so that it can be filled while the
         window is computed on. Else memory is spared: a window's first column, of which only the
         halo is wanted, is kept aside, where that is at most half of it.
     """
@@ -66,7 +66,7 @@ def ring_layout(plan: Plan, segment: Segment, *, ahead: bool = True) -> RingLayo
     ]
     slots, aside = max(touched), 0
     if ahead:
-        slots += -(-plan.tile_span // width)
+        slots += -(-plan.row_stride // width)
     else:
         ends = [min((start // width + 1) * width, segment.read.t1) for start in beginnings]
         left = [

@@ -92,7 +92,7 @@ class Stretch:
             stop_ns = int(archive.times_ns(stop, stop + 1)[0])
             recipe = recipe.with_settings({"selection.stop": iso_utc(stop_ns)})
         plan = lay_out(archive.acquisition, recipe, (start, stop))
-        first = start + plan.rows // 2 * plan.tile_span
+        first = start + plan.rows // 2 * plan.row_stride
         last = min(first + plan.tile_span, stop)
         return cls(archive, plan, lay_out(archive.acquisition, recipe, (first, last)))
 
@@ -316,8 +316,8 @@ class Reference:
             kept = data[samples, channels].T
         else:
             kept = data[channels, samples]
-        width = plan.band_channels
-        return [kept[band * width : (band + 1) * width] for band in range(plan.bands)]
+        width, stride = plan.band_channels, plan.band_stride
+        return [kept[band * stride : band * stride + width] for band in range(plan.bands)]
 
 
 def _settle(work: Workspace) -> None:

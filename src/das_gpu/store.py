@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
 from das_gpu.answers import Errand
-from das_gpu.credentials import ANONYMOUS, Credential, Secret
+from das_gpu.credentials import ANONYMOUS, Credential, Secret, refuse_ambiguous
 from das_gpu.errors import DasGpuError, SourceNotFoundError, UsageError
 from das_gpu.locations import Location, parse_location
 from das_gpu.patience import GaveUp, Patience, Transient, Watch, patiently
@@ -278,3 +278,15 @@ def _check_server(location: Location, patience: Patience) -> None:
             f"No connection to {host}, port {port}, for {location}: {error.strerror or error}. "
             "Check the account's name, the network and the proxy settings."
         ) from error
+
+
+def refuse_shared_secret(*places: tuple[str | Path, Access]) -> None:
+    """Refuse to send one account's secret to the other.
+
+    Raises
+    ------
+    UsageError
+        When the environment's secret would go to more than one account.
+    """
+    auto = (how.locate(place) for place, how in places if how.credential.kind == "auto")
+    refuse_ambiguous({place.account for place in auto if place.scheme == "azure"})

@@ -12,9 +12,17 @@ from typing import Any, Literal, NamedTuple
 from uuid import uuid4
 
 from das_gpu.errors import DestinationError
-from das_gpu.keys import METADATA_KEY, TEMPORARY, UNDELIVERED_KEY, kind_of, segment_key
+from das_gpu.keys import (
+    MANIFEST_KEYS,
+    METADATA_KEY,
+    TEMPORARY,
+    UNDELIVERED_KEY,
+    kind_of,
+    segment_key,
+)
 from das_gpu.ledger import Ledger
 from das_gpu.lock import Holder
+from das_gpu.manifest import CsvTable, kept, parquet_is_of
 from das_gpu.outcome import (
     LOSSES_CODE,
     UNFINISHED_CODE,
@@ -185,7 +193,7 @@ def _mended(sink: Sink, found: Verification) -> Verification:
     delete(sink, (*found.extra, STATE_KEY))
     sink.flush()
     if found.faults or found.manifests:
-        ledger.publish()
+        ledger.publish(kept(sink))
     to_do = tuple(sorted({*found.to_do, *found.put_back}))
     return replace(found, to_do=to_do, repaired=True)
 
@@ -195,10 +203,10 @@ class _Layout:
     """Where the tiles of each segment lie."""
 
     sample_start: int
-    tile_span: int
+    row_stride: int
     rows: int
     channel_start: int
-    band_span: int
+    band_stride: int
     bands: int
     rows_per_segment: int
 
@@ -211,12 +219,15 @@ class _Layout:
         def number(name: str) -> int:
             return number_in(sink, selection, name)
 
+        def stride(name: str, length: str) -> int:
+            return number(name if name in (selection or {}) else length)
+
         return cls(
             sample_start=number("sample_start"),
-            tile_span=number("tile_samples") * number("sample_step"),
+            row_stride=stride("tile_stride", "tile_samples") * number("sample_step"),
             rows=number("rows"),
             channel_start=number("channel_start"),
-            band_span=number("band_channels") * number("channel_step"),
+            band_stride=stride("band_stride", "band_channels") * number("channel_step"),
             bands=number("bands"),
             rows_per_segment=max(1, number_in(sink, run.get("plan"), "rows_per_segment")),
         )
@@ -230,7 +241,10 @@ class _Layout:
         row0 = segment * self.rows_per_segment
         row1 = min(self.rows, row0 + self.rows_per_segment)
         return [
-            (self.sample_start + row * self.tile_span, self.channel_start + band * self.band_span)
+            (
+                self.sample_start + row * self.row_stride,
+                self.channel_start + band * self.band_stride,
+            )
             for row in range(row0, row1)
             for band in range(self.bands)
         ]
@@ -254,6 +268,8 @@ class _Inspection:
         self._layout = _Layout.of(sink)
         self._tally = Tally()
         self._manifests = {METADATA_KEY: hashlib.sha256(), UNDELIVERED_KEY: hashlib.sha256()}
+        self._csv = hashlib.sha256()
+        self._table = CsvTable(self._csv.update)
         self._faults: list[Fault] = []
         self._finished: set[int] = set()
         self._unclaimed: set[str] = set()
@@ -282,7 +298,7 @@ class _Inspection:
             images=read,
             faults=tuple(sorted(self._faults, key=lambda fault: (fault.segment, fault.key))),
             extra=() if at_work else tuple(sorted(self._unclaimed)),
-            manifests=() if at_work else tuple(filter(self._differs, self._manifests)),
+            manifests=() if at_work else tuple(self._out_of_date()),
             foreign=tuple(self._foreign),
             holder=self._holder,
             repaired=False,
@@ -320,6 +336,7 @@ class _Inspection:
                 manifest_lines(data, rows), self._manifests.values(), strict=True
             ):
                 manifest.update(b"".join(lines))
+            self._table.write(rows)
             if not self._fits(segment, rows):
                 self._faults.append(Fault(segment, segment_key(segment), "misplaced"))
             self._tally.add(rows)
@@ -351,11 +368,20 @@ class _Inspection:
             return None
         return Fault(claim.segment, claim.key, "missing" if data is None else "torn")
 
-    def _differs(self, key: str) -> bool:
-        """Whether a manifest is not what the segments say."""
-        data = self._sink.get(key)
-        expected = self._manifests[key].digest()
-        return data is None or hashlib.sha256(data).digest() != expected
+    def _out_of_date(self) -> Iterator[str]:
+        """Manifests that are not what the segments say; tables need not be there."""
+        for key, manifest in self._manifests.items():
+            data = self._sink.get(key)
+            if data is None or hashlib.sha256(data).digest() != manifest.digest():
+                yield key
+        sha256 = self._manifests[METADATA_KEY].hexdigest()
+        self._table.finish(sha256)
+        data = self._sink.get(MANIFEST_KEYS["csv"])
+        if data is not None and hashlib.sha256(data).digest() != self._csv.digest():
+            yield MANIFEST_KEYS["csv"]
+        data = self._sink.get(MANIFEST_KEYS["parquet"])
+        if data is not None and not parquet_is_of(data, sha256):
+            yield MANIFEST_KEYS["parquet"]
 
 
 def _leftovers(sink: Sink) -> Iterator[str]:

@@ -78,6 +78,7 @@ def assert_same(device: Stage, store: Path, recipe: Recipe, folder: Path, **opti
         pytest.param(small(median__kind="time"), id="each channel's own median first"),
         pytest.param(small(median__kind="auto"), id="live channels span too little for a median"),
         pytest.param(small(image__format="npy"), id="arrays"),
+        pytest.param(small(tile__overlap_time=0.5), id="tiles that overlap in time"),
         pytest.param(small(image__format="png16", image__orientation="time-right"), id="16 bits"),
         pytest.param(small(image__scale="tile"), id="lowest to highest"),
         pytest.param(small(image__scale="fixed:130:160"), id="fixed levels"),

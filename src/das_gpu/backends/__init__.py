@@ -28,6 +28,13 @@ MEDIAN_CHANNELS = 1024
 channel's noise."""
 
 
+OVERLAP = (
+    "The GPU draws bands side by side; tiles that overlap along the cable are drawn on the CPU: "
+    "give --backend cpu, or an overlap in time alone, as --overlap 0.5."
+)
+"""Why a recipe is refused there."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """How an envelope tile becomes an image.
@@ -67,6 +74,8 @@ class Chain:
         Subtract each channel's median over the core before filtering.
     bands, band_channels : int
         Tiles in a row, and kept channels in each.
+    band_stride : int or None
+        Kept channels from a band's first to the next one's; None, as many as a band has.
     scale : Scale
         Where a tile's grey limits come from.
     picture : Picture or None
@@ -92,6 +101,18 @@ class Chain:
     picture: Picture | None
     distance_m: NDArray[np.float64]
     aperture_m: float
+    band_stride: int | None = None
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether bands share channels."""
+        return self.band_stride is not None and self.band_stride < self.band_channels
+
+    def band(self, number: int) -> slice:
+        """Kept channels of a band."""
+        width = self.band_channels
+        start = number * (width if self.band_stride is None else self.band_stride)
+        return slice(start, start + width)
 
 
 @dataclass(frozen=True)

@@ -254,16 +254,23 @@ class CpuWorkspace:
         return common
 
     def envelope_db(self, signal: Signal, common: NDArray[Any] | None) -> Envelope:
-        """Level in dB; a band's takes the first half of the memory that its signal was in."""
+        """Level in dB; a band's takes the first half of the memory that its signal was in.
+
+        That of bands that share channels has memory of its own.
+        """
         chain, levels = self._chain, self._tools.result().steps.envelope_db
         values, width, samples = signal.values, chain.band_channels, signal.values.shape[1]
         real = values.real.dtype
-        bands = values[: chain.bands * width].view(real).reshape(chain.bands, -1)
-        envelope = bands[:, : width * samples].reshape(chain.bands, width, samples)
+        if chain.overlapping:
+            shape = chain.bands, width, samples
+            envelope = self._buffers.array("envelope", shape, real)
+        else:
+            bands = values[: chain.bands * width].view(real).reshape(chain.bands, -1)
+            envelope = bands[:, : width * samples].reshape(chain.bands, width, samples)
         lowest, highest = np.empty((2, values.shape[0]), real)
 
         def band(number: int) -> None:
-            rows = self._rows(number)
+            rows = chain.band(number)
             levels(values[rows], common, envelope[number], lowest[rows], highest[rows])
 
         self._each(band, range(chain.bands))
@@ -275,7 +282,7 @@ class CpuWorkspace:
         levels = np.full((chain.bands, 2), np.nan)
 
         def band(number: int) -> None:
-            rows = self._rows(number)
+            rows = chain.band(number)
             alive = envelope.live[rows]
             if not alive.any():
                 return
@@ -303,7 +310,7 @@ class CpuWorkspace:
         steps = self._tools.result().steps
 
         def band(number: int) -> NDArray[Any]:
-            rows = self._rows(number)
+            rows = chain.band(number)
             tile, alive, (low, high) = envelope.values[number], live[rows], levels[number]
             if picture is None:
                 return _array(tile, alive, low)
@@ -314,22 +321,17 @@ class CpuWorkspace:
             return draw(tile, alive, low, high, picture)
 
         alive = np.flatnonzero(live)
-        tiles = live[: chain.bands * chain.band_channels].reshape(chain.bands, -1)
+        dead = [np.count_nonzero(~live[chain.band(number)]) for number in range(chain.bands)]
         return Outcome(
             pixels=self._each(band, range(chain.bands)),
             levels=levels,
-            dead=np.count_nonzero(~tiles, axis=1),
+            dead=np.array(dead),
             live=(int(alive[0]), int(alive[-1])) if alive.size else None,
         )
 
     def collect(self, drawn: Outcome) -> Outcome:
         """The outcome itself: it is on the host already."""
         return drawn
-
-    def _rows(self, number: int) -> slice:
-        """Channels of a band."""
-        width = self._chain.band_channels
-        return slice(number * width, (number + 1) * width)
 
 
 def median_channels(

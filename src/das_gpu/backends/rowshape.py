@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from das_gpu.backends import MEDIAN_CHANNELS, Array, Chain
+from das_gpu.backends import MEDIAN_CHANNELS, OVERLAP, Array, Chain
 from das_gpu.backends.resizing import Resizing
+from das_gpu.errors import UsageError
 
 FACTS = 4
 """Numbers in ``facts`` before the dead channels of each band."""
@@ -63,7 +64,15 @@ class RowShape:
 
     @classmethod
     def of(cls, chain: Chain) -> RowShape:
-        """The shape of the rows that a chain makes."""
+        """The shape of the rows that a chain makes.
+
+        Raises
+        ------
+        UsageError
+            When bands share channels, which the kernels do not know.
+        """
+        if chain.overlapping:
+            raise UsageError(OVERLAP)
         return cls(
             channels=chain.distance_m.size,
             row_length=-(-chain.length // chain.step),

@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 from das_gpu.cli import console
 from das_gpu.cli.bench import bench
 from das_gpu.cli.doctor import doctor
+from das_gpu.cli.export import export
 from das_gpu.cli.extract import extract
 from das_gpu.cli.index import index
 from das_gpu.cli.info import info
@@ -90,7 +91,7 @@ def _app() -> App:
         suppress_keyboard_interrupt=False,
     )
     reading = (extract, index, info, plan, preview, recipe)
-    for command in (*reading, status, verify, report, bench, simulate, doctor):
+    for command in (*reading, status, verify, report, export, bench, simulate, doctor):
         app.command(command, help_epilogue="")
     return app
 

@@ -106,6 +106,14 @@ def extract(
     overwrite: Annotated[
         bool, option(RUNNING, "Delete the run that OUT holds and start over.")
     ] = False,
+    manifest: Annotated[
+        tuple[str, ...],
+        option(
+            OUTPUT,
+            "Write manifest.parquet or manifest.csv beside metadata.jsonl; both: parquet,csv.",
+            metavar="parquet|csv",
+        ),
+    ] = (),
     dry_run: Annotated[
         bool, option(RUNNING, "Show the plan only, as `das-gpu plan` does.")
     ] = False,
@@ -137,6 +145,9 @@ def extract(
         return show(source, options, reading, segment_minutes, loaders, as_json=as_json)
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers} leaves nobody to compute: give at least 1.")
+    from das_gpu.manifest import require
+
+    manifests = require([part.strip() for text in manifest for part in text.split(",")])
     recipe = options.recipe()
     access, out_access = reading.access(), reading.access(out_credential)
     resolve_demo(source)
@@ -159,6 +170,7 @@ def extract(
             on_missing=on_missing,
             retry_quarantined=retry_quarantined,
             overwrite=overwrite,
+            manifest=manifests,
             access=access,
             out_access=out_access,
             log_json=log_json,

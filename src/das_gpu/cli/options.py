@@ -62,7 +62,7 @@ _SETTINGS = {
     "dtype": "compute.dtype",
 }
 """Setting of each field that is one setting."""
-_COMPOSITE = ("channels", "image_size", "positions")
+_COMPOSITE = ("channels", "image_size", "overlap", "positions")
 """Fields that are several settings in one text, or a file of one."""
 
 Value = str | int | float | None
@@ -202,7 +202,7 @@ class ArchiveOptions:
 
     def _of(self, fields: Sequence[str]) -> dict[str, Value]:
         from das_gpu.positions import read
-        from das_gpu.recipe import parse_channels, parse_image_size
+        from das_gpu.recipe import parse_channels, parse_image_size, parse_overlap
 
         settings: dict[str, Value] = {}
         for name in fields:
@@ -213,6 +213,8 @@ class ArchiveOptions:
                 settings |= parse_image_size(value)
             elif name == "positions":
                 settings["archive.positions"] = read(value)
+            elif name == "overlap":
+                settings |= parse_overlap(value)
             else:
                 settings[_SETTINGS[name]] = value
         return settings
@@ -301,6 +303,14 @@ class RecipeOptions(ArchiveOptions):
     bands: Annotated[
         int | None,
         option(IMAGES, "Tiles side by side along the cable. [default: 10]", metavar="N"),
+    ] = None
+    overlap: Annotated[
+        str | None,
+        option(
+            IMAGES,
+            "Share of a tile that the next repeats, to 0.9. [default: 0:0]",
+            metavar="TIME[:CHANNELS]",
+        ),
     ] = None
     image_format: Annotated[
         Literal["png", "png16", "npy"] | None,

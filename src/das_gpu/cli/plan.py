@@ -121,6 +121,8 @@ def memory_bytes(archive: Archive, plan: Plan, loaders: int) -> int:
     signal (complex) and its envelope (real) in the recipe's precision::
 
         capacity * held + (loaders + decoders) * chunk + kept * tile_samples * 3 * real
+
+    The envelope of bands that share channels is as large as they are together.
     """
     import numpy as np
 
@@ -131,7 +133,8 @@ def memory_bytes(archive: Archive, plan: Plan, loaders: int) -> int:
     ring = middle.capacity * held_dtype(plan).itemsize
     chunks = (loaders + min(loaders, processors())) * archive.data.chunk_nbytes
     real = np.dtype(plan.recipe.compute.dtype).itemsize
-    return ring + chunks + plan.kept_channels * plan.tile_samples * 3 * real
+    shared = plan.bands * plan.band_channels - plan.kept_channels
+    return ring + chunks + (plan.kept_channels * 3 + shared) * plan.tile_samples * real
 
 
 def _axis_reads(archive: Archive, plan: Plan) -> int:
@@ -153,7 +156,7 @@ def _limits_ns(archive: Archive, plan: Plan) -> tuple[int, int]:
 
     period_ns = 1e9 / plan.acquisition.sampling_rate_hz
     first = plan.sample_start
-    last = min(first + plan.rows * plan.tile_span, plan.acquisition.n_samples) - 1
+    last = min(first + plan.covered_span, plan.acquisition.n_samples) - 1
     limits = []
     for sample, after in ((first, 0), (last, 1)):
         try:

@@ -28,22 +28,25 @@ class Layout:
 
     Attributes
     ----------
-    sample_start, tile_span : int
-        First sample, and the samples of a tile, in archive samples.
+    sample_start, tile_span, row_stride : int
+        First sample, the samples of a tile, and from one tile to the next, in archive samples.
     rows, bands : int
         Tiles in time and along the cable.
-    channel_start, band_span, channel_step : int
-        First channel, the channels that a tile spans, and each how many of them are kept.
+    channel_start, band_span, band_stride, channel_step : int
+        First channel, the channels that a tile spans, and from one band to the next, and each how
+        many of them are kept.
     rows_per_segment, segments : int
     sampling_rate_hz, channel_spacing_m : float
     """
 
     sample_start: int
     tile_span: int
+    row_stride: int
     rows: int
     bands: int
     channel_start: int
     band_span: int
+    band_stride: int
     channel_step: int
     rows_per_segment: int
     segments: int
@@ -64,13 +67,18 @@ class Layout:
         def count(name: str) -> int:
             return max(1, number_in(sink, selection, name))
 
+        def stride(name: str, length: str) -> int:
+            return count(name if name in (selection or {}) else length)
+
         return cls(
             sample_start=number_in(sink, selection, "sample_start"),
             tile_span=count("tile_samples") * count("sample_step"),
+            row_stride=stride("tile_stride", "tile_samples") * count("sample_step"),
             rows=number_in(sink, selection, "rows"),
             bands=count("bands"),
             channel_start=number_in(sink, selection, "channel_start"),
             band_span=count("band_channels") * count("channel_step"),
+            band_stride=stride("band_stride", "band_channels") * count("channel_step"),
             channel_step=count("channel_step"),
             rows_per_segment=max(1, number_in(sink, plan, "rows_per_segment")),
             segments=number_in(sink, plan, "segments"),
@@ -89,14 +97,19 @@ class Layout:
         return 1000 * self.tile_span / self.sampling_rate_hz
 
     @property
+    def row_ms(self) -> float:
+        """Time from one tile's start to the next one's, in ms."""
+        return 1000 * self.row_stride / self.sampling_rate_hz
+
+    @property
     def band_channels(self) -> int:
         """Channels of a tile that are kept."""
         return self.band_span // self.channel_step
 
     def index(self, row: Row) -> int | None:
         """Number of the tile that a record speaks of, or None when the run has no such tile."""
-        in_time, off_time = divmod(row["sample_start"] - self.sample_start, self.tile_span)
-        band, off_band = divmod(row["channel_start"] - self.channel_start, self.band_span)
+        in_time, off_time = divmod(row["sample_start"] - self.sample_start, self.row_stride)
+        band, off_band = divmod(row["channel_start"] - self.channel_start, self.band_stride)
         on_grid = not off_time and not off_band
         if on_grid and 0 <= in_time < self.rows and 0 <= band < self.bands:
             return int(in_time * self.bands + band)
@@ -144,7 +157,7 @@ def first_time_ms(sink: Sink, run: _Json) -> int:
 
 def row_starts(layout: Layout, known: Mapping[int, int], first_ms: int) -> NDArray[np.int64]:
     """Start of every row; of rows without a record, as far behind the last known as they are."""
-    since = np.arange(layout.rows) * layout.tile_ms
+    since = np.arange(layout.rows) * layout.row_ms
     if not known:
         first_ms += round(1000 * layout.sample_start / layout.sampling_rate_hz)
         return np.round(first_ms + since).astype(np.int64)
@@ -158,8 +171,12 @@ def row_starts(layout: Layout, known: Mapping[int, int], first_ms: int) -> NDArr
 
 def band_bounds(layout: Layout, known: Mapping[int, tuple[float, float]]) -> NDArray[np.float64]:
     """Start of every band and end of the last, by the records or by the channel spacing."""
-    channels = layout.channel_start + np.arange(layout.bands + 1) * layout.band_span
+    channels = layout.channel_start + np.arange(layout.bands + 1) * layout.band_stride
+    channels[-1] += layout.band_span - layout.band_stride
     bounds: NDArray[np.float64] = (channels * layout.channel_spacing_m).astype(np.float64)
     for band, (start, stop) in sorted(known.items()):
-        bounds[band], bounds[band + 1] = start, stop
+        bounds[band] = start
+        # Where bands overlap, one begins before the other ends.
+        if band + 1 == layout.bands or layout.band_stride == layout.band_span:
+            bounds[band + 1] = stop
     return bounds

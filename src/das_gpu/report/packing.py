@@ -23,7 +23,7 @@ def packed(evidence: Evidence, sheets: Sheets) -> dict[str, Any]:
     of its row, of which only what differs from the row before is told, and that of its band.
     """
     layout, tiles = evidence.layout, evidence.tiles
-    regular = evidence.start_ms[:1] + np.round(np.arange(layout.rows) * layout.tile_ms)
+    regular = evidence.start_ms[:1] + np.round(np.arange(layout.rows) * layout.row_ms)
     layers = {
         "low": _scaled(tiles.low_db),
         "high": _scaled(tiles.high_db),
@@ -38,9 +38,15 @@ def packed(evidence: Evidence, sheets: Sheets) -> dict[str, Any]:
         "start": int(evidence.start_ms[0]) if layout.rows else 0,
         "late": (evidence.start_ms - regular.astype(np.int64)).tolist(),
         "tileMs": layout.tile_ms,
+        "rowMs": layout.row_ms,
         "km": np.round(evidence.distance_m / 1000, 5).tolist(),
-        "channels": [layout.channel_start, layout.band_span, layout.channel_step],
-        "samples": [layout.sample_start, layout.tile_span],
+        "channels": [
+            layout.channel_start,
+            layout.band_span,
+            layout.channel_step,
+            layout.band_stride,
+        ],
+        "samples": [layout.sample_start, layout.tile_span, layout.row_stride],
         "status": _base64(tiles.status),
         "layers": {name: layer for name, layer in layers.items() if layer is not None},
         "remark": _base64(tiles.remark) if tiles.remark.any() else None,

@@ -186,7 +186,7 @@ def _bands(evidence: Evidence) -> list[dict[str, Any]]:
         rows.append(
             {
                 "km": [f"{metres / 1000:.2f}" for metres in evidence.distance_m[band : band + 2]],
-                "channel": layout.channel_start + band * layout.band_span,
+                "channel": layout.channel_start + band * layout.band_stride,
                 "tiles": int(made[:, band].sum()),
                 "levels": [f"{np.median(one):.1f}" if one.size else "-" for one in levels],
                 "dead": f"{100 * share:.3g} %",

@@ -178,13 +178,13 @@ def _time(evidence: Evidence) -> str:
     if not layout.rows:
         return "none"
     start, last = int(evidence.start_ms[0]), int(evidence.start_ms[-1])
-    length = duration_text(layout.rows * layout.tile_ms / 1000)
+    length = duration_text(((layout.rows - 1) * layout.row_ms + layout.tile_ms) / 1000)
     return f"{utc_text(start)} to {utc_text(last + layout.tile_ms)}, {length} of recording"
 
 
 def _distance(evidence: Evidence) -> str:
     layout = evidence.layout
-    stop = layout.channel_start + layout.bands * layout.band_span
+    stop = layout.channel_start + (layout.bands - 1) * layout.band_stride + layout.band_span
     metres = evidence.distance_m
     each = f", one in {layout.channel_step}" if layout.channel_step > 1 else ""
     return (

@@ -18,7 +18,7 @@
   const remark = run.remark && bytes(run.remark);
   const layers = Object.fromEntries(
     Object.entries(run.layers).map(([name, layer]) => [name, { ...layer, data: bytes(layer.data) }]));
-  const startOf = (row) => run.start + Math.round(row * run.tileMs) + run.late[row];
+  const startOf = (row) => run.start + Math.round(row * run.rowMs) + run.late[row];
   const names = [];
   for (const told of run.files.rows) {
     names.push(typeof told === "string" ? told : names[names.length - 1].slice(0, told[0]) + told[1]);
@@ -144,7 +144,7 @@
 
   // Times at which round ones fall, as points along the axis.
   function timeTicks(row0, row1, width) {
-    const apart = ((row1 - row0) * run.tileMs * 84) / width;
+    const apart = ((row1 - row0) * run.rowMs * 84) / width;
     const step = 1000 * (STEPS_S.find((one) => one * 1000 >= apart) || STEPS_S[STEPS_S.length - 1]);
     const found = [];
     let before = Math.floor((startOf(row0) - 1) / step);
@@ -152,7 +152,7 @@
       const start = startOf(row), end = row + 1 < rows ? startOf(row + 1) : start + run.tileMs;
       const last = Math.floor((Math.min(end, start + run.tileMs) - 1) / step);
       for (let number = Math.max(before + 1, Math.ceil(start / step)); number <= last; number++) {
-        const at = row + (number * step - start) / run.tileMs;
+        const at = row + (number * step - start) / run.rowMs;
         found.push([((at - row0) / (row1 - row0)) * width, number * step]);
       }
       before = Math.max(before, last);
@@ -381,9 +381,9 @@
 
   function show(tile) {
     const row = Math.floor(tile / bands), band = tile % bands, start = startOf(row), list = by("tile-facts");
-    const [channel, spanned, step] = run.channels, key = fileOf(tile), image = by("tile-image");
+    const [channel, spanned, step, stride] = run.channels, key = fileOf(tile), image = by("tile-image");
     by("tile").hidden = false;
-    by("tile-title").textContent = `Tile of ${dayOf(start)} ${clockOf(start)} UTC, ${km(run.km[band])} to ${km(run.km[band + 1])} km`;
+    by("tile-title").textContent = `Tile of ${dayOf(start)} ${clockOf(start)} UTC, ${km(run.km[band])} to ${km(stride < spanned ? run.km[band] + run.km[bands] - run.km[bands - 1] : run.km[band + 1])} km`;
     image.parentElement.hidden = !(key && run.pictures);
     image.alt = `Image of the tile: ${told(tile)}`;
     if (key && run.pictures) image.src = addressOf(key); else image.removeAttribute("src");
@@ -394,9 +394,9 @@
       fact(list, alike ? "Reason" : "Reason, of this kind", reason);
     }
     fact(list, "Time", `${iso(start).replace("T", " ").replace("Z", " UTC")}, ${run.tileMs / 1000} s`);
-    const first = channel + band * spanned;
+    const first = channel + band * stride, sample = run.samples[0] + row * run.samples[2];
     fact(list, "Channels", `${first} to ${first + spanned - 1}${step > 1 ? `, one in ${step}` : ""}`);
-    fact(list, "Samples", `${run.samples[0] + row * run.samples[1]} to ${run.samples[0] + (row + 1) * run.samples[1] - 1}`);
+    fact(list, "Samples", `${sample} to ${sample + run.samples[1] - 1}`);
     const low = levelIn("low", tile), high = levelIn("high", tile);
     if (low !== null && high !== null) fact(list, "Grey scale", `about ${low.toFixed(1)} to ${high.toFixed(1)} dB re ${run.reference}`);
     if (layers.dead && layers.dead.data[tile]) {
