@@ -231,7 +231,7 @@ def look(at: Aim) -> Preview:
         record = result.records[band]
         name = record.file_name or record.array_file
         data = None if name is None else sink.get(name)
-    first = at.band * at.plan.band_channels
+    first = at.band * at.plan.band_stride
     kept = range(first, first + at.plan.band_channels + 1)
     witness = None if data is None else watching.witness
     return Preview(
@@ -256,10 +256,10 @@ def _row_at(archive: Archive, plan: Plan, at: str) -> int:
     except ValueError as error:
         raise UsageError(f"The time {at!r} to look at {error}.") from error
     first = plan.sample_start
-    row = (archive.sample_at(time_ns) - first) // plan.tile_span
-    if time_ns >= plan.acquisition.start_ns and 0 <= row < plan.rows:
-        return row
-    last = min(first + plan.rows * plan.tile_span, plan.acquisition.n_samples) - 1
+    sample = archive.sample_at(time_ns) - first
+    if time_ns >= plan.acquisition.start_ns and 0 <= sample < plan.covered_span:
+        return min(sample // plan.row_stride, plan.rows - 1)
+    last = min(first + plan.covered_span, plan.acquisition.n_samples) - 1
     first_ns, last_ns = (int(archive.times_ns(n, n + 1)[0]) for n in (first, last))
     raise UsageError(
         f"There is no whole tile at {iso_time(time_ns)}: those of this recipe run from "
@@ -300,8 +300,7 @@ class _Witness:
 
     def __init__(self, work: CpuWorkspace, chain: Chain, band: int, plan: Plan) -> None:
         self._work, self._chain, self._band, self._plan = work, chain, band, plan
-        width = chain.band_channels
-        self._rows = slice(band * width, (band + 1) * width)
+        self._rows = chain.band(band)
         self.live: NDArray[np.bool_] = np.zeros(0, dtype=bool)
         self.steps: list[Step] = []
 
