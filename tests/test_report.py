@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import base64
 import hashlib
 import io
@@ -741,7 +742,8 @@ def test_the_end_of_a_run_tells_of_its_page(out, capsys):
 
 
 def test_the_end_of_a_run_tells_how_to_get_what_it_leaves_out(out, capsys, monkeypatch):
-    monkeypatch.setattr("das_gpu.cli.report._PATIENCE_S", -1.0)
+    # The package's name `report` is the command; the module is found by its whole name only.
+    monkeypatch.setattr(sys.modules["das_gpu.cli.report"], "_PATIENCE_S", -1.0)
     page_at_end(str(out), Access())
     said = capsys.readouterr().err
     assert f"12 thumbnails are left out of it, which take longer: das-gpu report {out}" in said
