@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from das_gpu.cli import console
+from das_gpu.cli.access import AccessOptions
 from das_gpu.cli.gaps import gap_facts, gap_rows
-from das_gpu.cli.options import OUTPUT, AccessOptions, OutputOptions
+from das_gpu.cli.options import OUTPUT, OutputOptions
 
 if TYPE_CHECKING:
     from das_gpu.index import Summary
