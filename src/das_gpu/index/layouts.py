@@ -295,11 +295,18 @@ def _find_data(root: Any, samples: int, axis: int, distance: Any, name: str) -> 
     return found[0]
 
 
-def _setup(summary: Any) -> dict[str, float]:
-    """Gauge length and pulse width, under the names that ProdML has for them."""
+def _setup(summary: Any) -> dict[str, float | str]:
+    """Gauge length, pulse width, what samples are: mostly under the names that ProdML has."""
     named = {"GaugeLength": "gauge_length", "PulseWidth": "pulse_width"}
-    found = {key: _number(getattr(summary, name, None)) for key, name in named.items()}
-    return {key: number for key, number in found.items() if number is not None}
+    numbers = {key: _number(getattr(summary, name, None)) for key, name in named.items()}
+    unit = getattr(getattr(summary, "data_units", None), "units", None)
+    # In full: how a unit is written otherwise is a setting of the whole process.
+    told = "" if unit is None else f"{unit:D}"
+    texts = {"RawDataUnit": told, "DataType": str(summary.data_type or "")}
+    return {
+        **{key: number for key, number in numbers.items() if number is not None},
+        **{key: text for key, text in texts.items() if text},
+    }
 
 
 def _distances_m(distance: Any) -> tuple[float, float] | None:
