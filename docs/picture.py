@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from das_gpu import level_db
+
 mpl.use("Agg")
 
 from matplotlib import pyplot as plt
@@ -95,15 +97,14 @@ def _pixels(run: Path, record: Record) -> NDArray[np.uint8]:
 
 def _levels(run: Path, record: Record) -> NDArray[np.float64]:
     """Levels that a tile's pixels stand for, dB re 1 count."""
-    low, high = (record[key] - COUNT_DB for key in ("db_low", "db_high"))
-    return low + _pixels(run, record) / 255 * (high - low)
+    return level_db(record, _pixels(run, record)) - COUNT_DB
 
 
-def _means(level_db: NDArray[np.float64]) -> NDArray[np.float64]:
+def _means(level: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean levels of small blocks of pixels: the overview has not room for all."""
     down, across = SHOWN_AS_ONE
-    height, width = level_db.shape[0] // down, level_db.shape[1] // across
-    power = 10 ** (level_db[: height * down, : width * across] / 10)
+    height, width = level.shape[0] // down, level.shape[1] // across
+    power = 10 ** (level[: height * down, : width * across] / 10)
     blocks = power.reshape(height, down, width, across)
     means: NDArray[np.float64] = 10 * np.log10(blocks.mean(axis=(1, 3)))
     return means

@@ -128,10 +128,9 @@ def found(preset: str, samples: xr.DataArray, noisy: xr.DataArray) -> Found:
     return Found(edge, np.abs(edge - whole).values, pumping, quiet)
 
 
-def main(picture: Path) -> None:
+def draw(made: dict[str, Found], picture: Path) -> None:
     """Draw the figure."""
     plt.rcParams.update({"font.size": 13, "axes.titlesize": 13, "axes.titlelocation": "left"})
-    made = find()
     figure, axes = plt.subplots(
         2, 3, figsize=(12, 7.6), layout="constrained", width_ratios=(1, 1, 0.9)
     )
@@ -215,4 +214,4 @@ def _draw_alias(axes: Axes, made: dict[str, Found]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    draw(find(), Path(sys.argv[1]))
