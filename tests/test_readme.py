@@ -34,8 +34,9 @@ from tests.hdf5 import write_series
 from tests.pages import DOCS, REPOSITORY, Block, Words, blocks, check, commands
 
 README = REPOSITORY / "README.md"
-# The blocks of clusters.md are tested with the scripts that it is about: test_docs_clusters.py.
-PAGES = [README, *(page for page in sorted(DOCS.glob("*.md")) if page.name != "clusters.md")]
+OWN_TESTS = {"clusters.md": "test_docs_clusters.py", "tutorial.md": "test_tutorial.py"}
+"""Pages whose blocks are run by tests of their own, which look at more than that they work."""
+PAGES = [README, *(page for page in sorted(DOCS.glob("*.md")) if page.name not in OWN_TESTS)]
 SHOWN = {"", "text"}
 """Languages of what is looked at, not run."""
 
@@ -94,7 +95,7 @@ class Reader:
             case "toml":
                 (self.folder / "recipe.toml").write_text(block.text)
                 Recipe.load(config=self.folder / "recipe.toml")
-            case "csv":
+            case "text" if block.text.startswith("channel,"):
                 (self.folder / "positions.csv").write_text(block.text)
             case "bibtex":
                 agrees_with_citation(block.text)
@@ -207,6 +208,13 @@ def test_words_of_a_command_are_those_a_shell_would_see() -> None:
     assert commands(text, {}) == [
         ["das-gpu", "info", "a/b", "--x", "y z"], ["make", "a"], ["make", "b"], ["kubectl", "c"],
     ]  # fmt: skip
+
+
+def test_pages_that_are_left_out_here_have_tests_of_their_own() -> None:
+    there = {page: test for page, test in OWN_TESTS.items() if (DOCS / page).exists()}
+    assert "clusters.md" in there
+    for page, test in there.items():
+        assert f'{page}"' in Path(__file__).with_name(test).read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
