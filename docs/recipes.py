@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from das_gpu import Recipe, envelope, open_archive
+from das_gpu.scene import SOUND_SPEED_M_S
 from das_gpu.simulate import demo_archive
 
 mpl.use("Agg")
@@ -41,7 +42,6 @@ PUMP_START_S, PUMP_LASTS_S = 36.0, 0.8
 PUMP_HZ = (71.0, 80.0)
 PUMP_KM, PUMP_OFFSET_M = 4.2, 900.0
 PUMP_COUNTS = 2000.0
-SOUND_SPEED_M_S = 1490.0
 SHOWN_PUMP_S = (35.2, 39.2)
 
 LEVELS_DB = (35.0, 68.0)
