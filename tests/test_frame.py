@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import doctest
 import json
 from pathlib import Path
 
@@ -270,16 +269,6 @@ def test_a_whales_note_in_the_demo_is_located_within_a_pixel_of_its_arrival(demo
     ]
     assert min(abs(row - y) for row in rows) <= 1
     assert abs(place.distance_m - notes(DEMO_SCENE)[0].along_m) < 600
-
-
-def test_the_worked_example_does_what_it_shows(tmp_path):
-    failed, attempted = doctest.testfile(
-        str(REPOSITORY / "docs" / "labels.md"),
-        module_relative=False,
-        globs={"folder": tmp_path},
-    )
-    assert attempted > 10
-    assert failed == 0
 
 
 def test_the_functions_are_the_packages():
