@@ -241,6 +241,9 @@ class TestRun:
     def test_the_page_has_a_cell_for_each_tile(self, overlapping):
         assert report(overlapping).tiles == 14
         page = (overlapping / "report.html").read_text()
+        # 20 channels each, 2.0419 m apart, and the second from the 15th on.
+        assert "0.00&ndash;0.04" in page
+        assert "0.03&ndash;0.07" in page
         assert '"rowMs": 7500' in page or '"rowMs":7500' in page
 
     def test_the_option_is_two_settings(self, recording, tmp_path, capsys):

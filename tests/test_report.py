@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import base64
 import hashlib
 import io
@@ -10,6 +9,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 import tracemalloc
 import zlib
 from html.parser import HTMLParser

@@ -350,9 +350,7 @@ def stream(
     archive, plan = prepare(source, recipe, segment_minutes=SEGMENT_MINUTES, access=access)
     plan = replace(plan, rows_per_segment=min(plan.rows_per_segment, max(1, plan.rows // count)))
     threads = workers or host.processors()
-    chosen = backends.select(
-        backend, threads, compiled_loops(plan, fast), resident=True
-    ).backend
+    chosen = backends.select(backend, threads, compiled_loops(plan, fast), resident=True).backend
     host.give_big_buffers_back()
     n = plan.n_segments
     maker = _Maker(

@@ -15,11 +15,11 @@ from cyclopts import App, CycloptsError, Parameter
 from das_gpu.cli import console
 from das_gpu.cli.bench import bench
 from das_gpu.cli.doctor import doctor
+from das_gpu.cli.environment import environment
 from das_gpu.cli.export import export
 from das_gpu.cli.extract import extract
 from das_gpu.cli.index import index
 from das_gpu.cli.info import info
-from das_gpu.cli.options import environment
 from das_gpu.cli.plan import plan
 from das_gpu.cli.preview import preview
 from das_gpu.cli.recipe import recipe

@@ -8,15 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from das_gpu.cli import console
-from das_gpu.cli.options import (
-    OUTPUT,
-    RUNNING,
-    AccessOptions,
-    OutputOptions,
-    RecipeOptions,
-    option,
-    resolve_demo,
-)
+from das_gpu.cli.access import AccessOptions
+from das_gpu.cli.demo import resolve_demo
+from das_gpu.cli.options import OUTPUT, RUNNING, OutputOptions, RecipeOptions, option
 from das_gpu.errors import DestinationError
 
 _DISAGREES = 3

@@ -7,17 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from das_gpu.cli import console
-from das_gpu.cli.options import (
-    ACCESS,
-    LOADERS,
-    OUTPUT,
-    RUNNING,
-    AccessOptions,
-    OutputOptions,
-    RecipeOptions,
-    option,
-    resolve_demo,
-)
+from das_gpu.cli.access import ACCESS, AccessOptions
+from das_gpu.cli.demo import resolve_demo
+from das_gpu.cli.options import LOADERS, OUTPUT, RUNNING, OutputOptions, RecipeOptions, option
 from das_gpu.cli.plan import show
 from das_gpu.cli.report import page_at_end
 from das_gpu.cli.stop import stoppable

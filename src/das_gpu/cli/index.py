@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from das_gpu.cli import console
+from das_gpu.cli.access import AccessOptions
 from das_gpu.cli.gaps import gap_facts, gap_rows
-from das_gpu.cli.options import OUTPUT, AccessOptions, OutputOptions
+from das_gpu.cli.options import OUTPUT, OutputOptions
 
 if TYPE_CHECKING:
     from das_gpu.index import Summary
@@ -33,9 +34,9 @@ def index(
 
     No sample is copied: the index says where in the files the samples lie, so the files must stay
     where and as they are. Files that are below the folder of the index may be moved with it.
-    Gaps between files are found and listed; files that overlap, or that differ in channels, type
-    or rate, are refused. OptaSense's layout (ProdML) is read, and what DASCore understands.
-    Needs das-gpu[hdf5].
+    Gaps, between files and inside them, are found and listed; files that overlap, or that differ
+    in channels, type or rate, are refused. OptaSense's layout (ProdML) is read, and what DASCore
+    understands. Needs das-gpu[hdf5].
 
     Example: das-gpu index day1/*.h5 -o archive.json
 

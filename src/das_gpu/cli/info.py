@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from das_gpu.cli import console
+from das_gpu.cli.access import AccessOptions
+from das_gpu.cli.demo import resolve_demo
 from das_gpu.cli.gaps import gap_facts, gap_rows
-from das_gpu.cli.options import AccessOptions, ArchiveOptions, OutputOptions, resolve_demo
+from das_gpu.cli.options import ArchiveOptions, OutputOptions
 
 if TYPE_CHECKING:
     from das_gpu.archive import Archive

@@ -11,31 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import App, ArgumentCollection, Group, Parameter, Token, validators
-from cyclopts.config import Env
+from cyclopts import Group, Parameter, validators
 
-from das_gpu.cli import console
+from das_gpu.cli.environment import MARKER
 from das_gpu.errors import UsageError
 
 if TYPE_CHECKING:
     from das_gpu.recipe import Recipe
-    from das_gpu.store import Access
 
 RECIPE = Group("Recipe", sort_key=10)
 ARCHIVE = Group("Archive", help="What the archive's metadata does not say.", sort_key=11)
-ACCESS = Group(
-    "Access",
-    help="A secret is never given itself, but the environment variable, or @FILE, that holds it.",
-    sort_key=17,
-)
 SELECTION = Group("Selection", help="Archive indices and UTC; stops are excluded.", sort_key=12)
 PROCESSING = Group("Processing", sort_key=13)
 IMAGES = Group("Images", sort_key=14)
 RUNNING = Group("Running", sort_key=15)
 OUTPUT = Group("Output", sort_key=16)
-
-_ENVIRONMENT = Env("DAS_GPU_", command=False, show=False)
-_MARKER = "--from-environment"
 
 _SETTINGS = {
     "data": "archive.data",
@@ -106,50 +96,6 @@ class OutputOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class AccessOptions:
-    """How SOURCE is reached."""
-
-    credential: Annotated[
-        str,
-        option(
-            ACCESS,
-            "anonymous, default (azure-identity), or key:, sas: or connection-string: and NAME or "
-            "@FILE. [default: auto, what AZURE_STORAGE_... variables hold for the account, "
-            "else anonymous]",
-            metavar="FORM",
-        ),
-    ] = "auto"
-    account: Annotated[
-        str, option(ACCESS, "Storage account of az:// addresses.", metavar="NAME")
-    ] = ""
-    transport: Annotated[
-        Literal["obstore", "azure-sdk"],
-        option(ACCESS, "The library that reads. [default: obstore]"),
-    ] = "obstore"
-    patience: Annotated[
-        float | None,
-        option(
-            ACCESS,
-            "How long one chunk is tried before it is given up. [default: 240]",
-            metavar="SECONDS",
-        ),
-    ] = None
-
-    def access(self, credential: str | None = None) -> Access:
-        """How SOURCE is reached; with another credential, how OUT is."""
-        from das_gpu.credentials import Credential
-        from das_gpu.patience import Patience
-        from das_gpu.store import Access
-
-        if self.patience is not None and not self.patience > 0:
-            raise UsageError(f"--patience {self.patience:g} leaves no time: give seconds above 0.")
-        patience = Patience() if self.patience is None else Patience.within(self.patience)
-        parsed = Credential.parse(self.credential if credential is None else credential)
-        return Access(parsed, self.transport, patience, self.account)
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
 class ArchiveOptions:
     """How to read an archive."""
 
@@ -178,7 +124,7 @@ class ArchiveOptions:
         option(ARCHIVE, "CSV: channel, longitude, latitude, perhaps distance_m.", metavar="FILE"),
     ] = None
     from_environment: Annotated[
-        tuple[str, ...], Parameter(name=_MARKER, show=False, group=ARCHIVE)
+        tuple[str, ...], Parameter(name=MARKER, show=False, group=ARCHIVE)
     ] = ()
 
     def recipe(self) -> Recipe:
@@ -358,48 +304,6 @@ class RecipeOptions(ArchiveOptions):
                 )
             settings[key.strip()] = value.strip()
         return settings
-
-
-def environment(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Fill options that were not given from the environment, and mark them.
-
-    The mark lets a setting given by ``--set`` win over the environment as a flag does. What
-    is no option, SOURCE and OUT, is never taken from the environment, nor are options of
-    `simulate`: its ``--channels`` is another thing than that of all other commands.
-    """
-    if commands == ("simulate",):
-        return
-    _ENVIRONMENT(app, commands, arguments)
-    marker, filled = None, []
-    for argument in arguments:
-        if argument.name == _MARKER:
-            marker = argument
-        if argument.name == _MARKER or not argument.name.startswith("--"):
-            argument.tokens[:] = [each for each in argument.tokens if each.source != "env"]
-        elif any(each.source == "env" for each in argument.tokens):
-            filled.append(argument.name)
-    if marker is not None:
-        for index, name in enumerate(filled):
-            marker.append(Token(keyword=_MARKER, value=name, source="env", index=index))
-
-
-def resolve_demo(source: str) -> None:
-    """Make the demonstration archive when it is the source and is not there yet; say so."""
-    if source != "demo:":
-        return
-    from das_gpu.simulate import demo_archive
-
-    said = False
-    with console.progress_bar("simulating") as bar:
-
-        def show(fraction: float) -> None:
-            nonlocal said
-            if not said:
-                console.say("Making the demonstration archive, once; it is kept for later.")
-                said = True
-            bar.update(fraction, 1.0, "")
-
-        demo_archive(show)
 
 
 def _flag(field: str) -> str:

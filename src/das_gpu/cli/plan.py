@@ -5,15 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 from das_gpu.cli import console
-from das_gpu.cli.options import (
-    LOADERS,
-    RUNNING,
-    AccessOptions,
-    OutputOptions,
-    RecipeOptions,
-    option,
-    resolve_demo,
-)
+from das_gpu.cli.access import AccessOptions
+from das_gpu.cli.demo import resolve_demo
+from das_gpu.cli.options import LOADERS, RUNNING, OutputOptions, RecipeOptions, option
 
 if TYPE_CHECKING:
     from das_gpu.archive import Archive

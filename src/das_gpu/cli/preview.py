@@ -9,15 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter, validators
 
 from das_gpu.cli import console
-from das_gpu.cli.options import (
-    OUTPUT,
-    SELECTION,
-    AccessOptions,
-    OutputOptions,
-    RecipeOptions,
-    option,
-    resolve_demo,
-)
+from das_gpu.cli.access import AccessOptions
+from das_gpu.cli.demo import resolve_demo
+from das_gpu.cli.options import OUTPUT, SELECTION, OutputOptions, RecipeOptions, option
 from das_gpu.errors import UsageError
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from das_gpu.cli import console
-from das_gpu.cli.options import ACCESS, OUTPUT, AccessOptions, OutputOptions, option
+from das_gpu.cli.access import ACCESS, AccessOptions
+from das_gpu.cli.options import OUTPUT, OutputOptions, option
 
 if TYPE_CHECKING:
     from das_gpu.status import Failure, RunStatus

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from das_gpu.cli import console
-from das_gpu.cli.options import ACCESS, RUNNING, AccessOptions, OutputOptions, option
+from das_gpu.cli.access import ACCESS, AccessOptions
+from das_gpu.cli.options import RUNNING, OutputOptions, option
 from das_gpu.cli.status import out_access
 
 if TYPE_CHECKING:
