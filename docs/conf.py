@@ -30,6 +30,9 @@ exclude_patterns = ["_build"]
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence", "attrs_block"]
 
+# What has no language is a formula or a drawing, not Python.
+highlight_language = "text"
+
 html_theme = "furo"
 html_title = f"das-gpu {release}"
 html_static_path = ["static"]

@@ -17,6 +17,8 @@ WAYS = {
     "centred": "each channel's own median off, then over channels",
     "filtered": "**band-pass, then median over channels**",
 }
+METHODS = ("spectral", "iir")
+ERRORS = ("max", "rms")
 
 
 def tables(found: Numbers) -> dict[str, str]:
@@ -27,20 +29,23 @@ def tables(found: Numbers) -> dict[str, str]:
     )
     return {
         "impulse": _table(
-            ["envelope of the response is down", *(f"{db} dB" for db in falls)],
-            [["after", *(f"{value:.2f} s" for value in falls.values())]],
+            ["envelope of the response down by (dB)", *falls],
+            [["after (s)", *(f"{value:.2f}" for value in falls.values())]],
         ),
         "aliasing": _table(
-            ["a tone of", *(f"{hz} Hz" for hz in tones)],
+            ["a tone of (Hz)", *tones],
             [
-                [f"`{preset}`", *(_down(each[preset]) for each in tones.values())]
+                [f"`{preset}` (dB)", *(_down(each[preset]) for each in tones.values())]
                 for preset in ("continuous", "notebook")
             ],
         ),
         "edges": _table(
-            ["halo at least", "`spectral`: largest", "rms", "`iir`: largest", "rms"],
             [
-                [f"{halo} s", *(_db(each[f"{method} {key}"]) for method, key in _ERRORS)]
+                "halo at least (s)",
+                *(f"`{method}`, {what} (dB)" for method in METHODS for what in ERRORS),
+            ],
+            [
+                [halo, *(_db(each[f"{method} {what}_db"]) for method in METHODS for what in ERRORS)]
                 for halo, each in edges["halo_s"].items()
             ],
         ),
@@ -50,7 +55,7 @@ def tables(found: Numbers) -> dict[str, str]:
         ),
         "aperture": _table(
             ["channels, 10 m apart", *loss],
-            [["the note loses", *(_range(each) for each in loss.values())]],
+            [["the note loses (dB)", *(_range(each) for each in loss.values())]],
         ),
     }
 
@@ -96,9 +101,6 @@ def with_tables(page: str, found: Numbers) -> str:
     return page
 
 
-_ERRORS = [(method, key) for method in ("spectral", "iir") for key in ("max_db", "rms_db")]
-
-
 def _table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
@@ -106,14 +108,14 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def _down(level_db: float) -> str:
     """A level against that of a tone inside the band."""
-    return f"{level_db:.0f} dB" if level_db < -0.5 else "0 dB"
+    return f"{level_db:.0f}" if level_db < -0.5 else "0"
 
 
 def _range(loss: Numbers) -> str:
     """Least and most, dB."""
-    return f"{max(0.0, loss['least_db']):.1f} to {loss['most_db']:.1f} dB"
+    return f"{max(0.0, loss['least_db']):.1f} to {loss['most_db']:.1f}"
 
 
 def _db(value: float) -> str:
     """An error in dB; what is less than a ten-thousandth is not told apart."""
-    return f"{value:.2g} dB" if value >= 1e-4 else "under 0.0001 dB"
+    return f"{value:.2g}" if value >= 1e-4 else "< 0.0001"
