@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from das_gpu import Recipe, cli, extract
-from das_gpu.backends import Chain, rowshape
+from das_gpu.backends import rowshape
 from das_gpu.errors import RecipeError, UsageError
 from das_gpu.model import Acquisition
 from das_gpu.plan import plan
@@ -254,13 +254,8 @@ class TestRun:
         assert cli.main([*command, "--overlap", "half"]) == 2
         assert "0.5:0.25" in capsys.readouterr().err
 
-    @pytest.mark.parametrize("how", [{"backend": "gpu"}, {"cluster": "cuda"}])
-    def test_the_gpu_refuses_what_it_would_draw_wrongly(self, recording, tmp_path, how):
-        with pytest.raises(UsageError, match="overlap along the cable are drawn on the CPU"):
-            extract(recording, tmp_path / "out", recipe(**{"tile.overlap_channels": 0.5}), **how)
-        assert not (tmp_path / "out").exists()
-
-    def test_the_device_s_shapes_refuse_it_too(self):
-        chain: Chain = design(plan(acquisition(), recipe(**{"tile.overlap_channels": 0.5})))
-        with pytest.raises(UsageError, match="drawn on the CPU"):
-            rowshape.RowShape.of(chain)
+    def test_a_device_is_told_how_far_bands_are_apart(self):
+        chain = design(plan(acquisition(), recipe(**{"tile.overlap_channels": 0.25})))
+        shape = rowshape.RowShape.of(chain)
+        assert (shape.bands, shape.band_channels, shape.band_stride) == (2, 300, 225)
+        assert (shape.channels, shape.image_channels) == (525, 600)

@@ -41,7 +41,7 @@ def page_text(evidence: Evidence, sheets: Sheets) -> str:
     recipe = words.recipe_of(evidence)
     headline, code, steps = words.verdict(evidence)
     style, script = _asset("report.css"), _asset("report.js")
-    return _template().render(
+    return template().render(
         policy=_policy(style, script),
         style=style,
         script=script,
@@ -81,7 +81,8 @@ def page_text(evidence: Evidence, sheets: Sheets) -> str:
 
 
 @cache
-def _template() -> Template:
+def template() -> Template:
+    """The page's template, compiled once."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
