@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 from docutils import nodes
+from pygments.lexers import TextLexer
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -120,4 +121,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("command-pages", CommandPages)
     app.add_directive("recipe-settings", RecipeSettings)
     app.connect("missing-reference", link_error)
+    # Pygments has no colours for what it does not know, and Sphinx complains of it.
+    app.add_lexer("csv", TextLexer)
     return {"parallel_read_safe": True}
