@@ -27,9 +27,7 @@ copyright = author  # noqa: A001 - Sphinx's name for it
 release = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
 myst_heading_anchors = 3
-myst_enable_extensions = ["colon_fence", "attrs_block"]
 
 # What has no language is a formula or a drawing, not Python.
 highlight_language = "text"

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from science_page import Numbers, phrases, with_tables
+from science_page import FLOOR_DB, Numbers, phrases, with_tables
 
 import das_gpu
 from das_gpu import Recipe, filters, reference
@@ -163,10 +163,11 @@ def aliasing() -> Numbers:
     levels = tone_levels_db()
 
     def level(preset: str, hz: float) -> float:
-        return float(levels[preset][np.argmin(np.abs(TONES_HZ - hz))])
+        against = levels[preset] - levels[preset][np.argmin(np.abs(TONES_HZ - 25.0))]
+        return max(FLOOR_DB, float(against[np.argmin(np.abs(TONES_HZ - hz))]))
 
     return {
-        hz: {preset: level(preset, float(hz)) - level(preset, 25.0) for preset in levels}
+        hz: {preset: level(preset, float(hz)) for preset in levels}
         for hz in ("25", "50", "65", "75", "85")
     }
 

@@ -17,6 +17,8 @@ WAYS = {
     "centred": "each channel's own median off, then over channels",
     "filtered": "**band-pass, then median over channels**",
 }
+FLOOR_DB = -200.0
+"""Levels below are rounding, in float64 too."""
 METHODS = ("spectral", "iir")
 ERRORS = ("max", "rms")
 
@@ -108,6 +110,8 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def _down(level_db: float) -> str:
     """A level against that of a tone inside the band."""
+    if level_db <= FLOOR_DB:
+        return f"< {FLOOR_DB:.0f}"
     return f"{level_db:.0f}" if level_db < -0.5 else "0"
 
 
