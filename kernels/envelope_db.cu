@@ -28,7 +28,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) envelope_db(
     const Complex* __restrict__ z, const Complex* __restrict__ common,
     const unsigned char* __restrict__ live, const int* __restrict__ facts, long long row_length,
     int first, int samples, int band_channels, int band_stride, int scale_kind, double scale_low,
-    double scale_high, REAL* __restrict__ db, Key* __restrict__ extremes, unsigned int* __restrict__ tickets,
+    double scale_high, REAL* __restrict__ db, Key* __restrict__ extremes,
+    unsigned int* __restrict__ tickets,
     unsigned int* __restrict__ counts, long long* __restrict__ narrowed,
     double* __restrict__ levels)
 {

@@ -245,7 +245,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) along_channels(
 #if TIME_FIRST
                 value = input[row * columns + column];
 #else
-                if (live[(long long)band * band_stride + i]) value = graded(input[row * columns + column], grey);
+                const bool alive = live[(long long)band * band_stride + i];
+                if (alive) value = graded(input[row * columns + column], grey);
 #endif
             }
             held[i - segment][lane] = value;

@@ -26,7 +26,8 @@
 extern "C" __global__ void __launch_bounds__(THREADS) levels(
     const REAL* __restrict__ db, const unsigned char* __restrict__ live,
     const int* __restrict__ facts, int samples, int band_channels, int band_stride, int round,
-    double scale_low, double scale_high, const Key* __restrict__ extremes, unsigned int* __restrict__ tickets,
+    double scale_low, double scale_high, const Key* __restrict__ extremes,
+    unsigned int* __restrict__ tickets,
     unsigned int* __restrict__ counts, long long* __restrict__ narrowed,
     double* __restrict__ levels)
 {

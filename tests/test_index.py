@@ -133,7 +133,7 @@ def test_a_layout_that_dascore_knows_is_read_where_it_is(
 def test_what_dascore_says_that_samples_are_is_kept(samples, tmp_path):
     path = write_terra15(tmp_path / "a.h5", samples, 0)
     acquisition = open_archive(indexed(tmp_path, [path])).acquisition
-    assert acquisition.quantity == "meter / second, by attribute RawDataUnit of the group"
+    assert acquisition.quantity == "'meter / second', by attribute RawDataUnit of the group"
 
 
 def test_a_chunk_that_did_not_become_smaller_is_stored_as_it_is(tmp_path):

@@ -96,7 +96,7 @@ def test_strain_is_an_offset_from_counts(samples, lazy):
     counts = envelope(array, small()).values
     offset_db = 20 * np.log10(2.0230e-13) - 120
     np.testing.assert_allclose(level.values, counts + offset_db, atol=1e-3)
-    with pytest.raises(RecipeError, match="samples are strain, by attribute units of the array"):
+    with pytest.raises(RecipeError, match="samples are 'strain', by attribute units of the array"):
         envelope(array.assign_attrs(units="strain"), recipe)
 
 

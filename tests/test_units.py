@@ -114,12 +114,12 @@ def test_strain_without_a_gauge_length_is_refused(archive: Path) -> None:
 @pytest.mark.parametrize(
     ("attributes", "said"),
     [
-        ({"units": "strain"}, "strain, by attribute units of the group"),
-        ({"data_type": "strain_rate"}, "strain_rate, by attribute data_type of the group"),
-        ({"unit": "nanostrain/s"}, "nanostrain/s"),
-        ({"data_units": "1/s"}, "1/s"),
-        ({"RawDataUnit": "rad"}, "rad"),
-        ({"DataUnits": "meter / second"}, "meter / second"),
+        ({"units": "strain"}, "'strain', by attribute units of the group"),
+        ({"data_type": "strain_rate"}, "'strain_rate', by attribute data_type of the group"),
+        ({"unit": "nanostrain/s"}, "'nanostrain/s'"),
+        ({"data_units": "1/s"}, "'1/s'"),
+        ({"RawDataUnit": "rad"}, "'rad'"),
+        ({"DataUnits": "meter / second"}, "'meter / second'"),
     ],
 )
 def test_strain_is_not_made_of_what_is_no_count(

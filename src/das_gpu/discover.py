@@ -301,7 +301,7 @@ def quantity(data: StoredArray | Labelled, holders: Sequence[_Holder]) -> str:
     --------
     >>> data = Labelled("RawData", {"units": "strain/s"})
     >>> quantity(data, [data])
-    'strain/s, by attribute units of RawData'
+    "'strain/s', by attribute units of RawData"
     >>> quantity(data, [Labelled("Raw[0]", {"RawDataUnit": "rad * 2PI/2^16"})])
     ''
     """
@@ -312,7 +312,7 @@ def quantity(data: StoredArray | Labelled, holders: Sequence[_Holder]) -> str:
             if _COUNTS.search(text.lower()):
                 return ""
             if _PHYSICAL.search(text.lower()):
-                return f"{text[:40]}, by attribute {key} of {_name(holder)}"
+                return f"{text[:40]!r}, by attribute {key} of {_name(holder)}"
     named = plain_name(data.name) in ("strain", "strainrate", "velocity")
     return f"{data.name}, by their name" if named else ""
 

@@ -351,7 +351,7 @@ _GREY_RESIZE = (
     replaced(
         "along_channels: dead channels are drawn",
         "grey_resize.cu",
-        "if (live[(long long)band * band_stride + i]) value =",
+        "if (alive) value =",
         "value =",
         _PILLOW,
     ),

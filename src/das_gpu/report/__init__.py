@@ -80,14 +80,15 @@ def current(out: str | Path, access: Access | None = None) -> str | None:
 
 def load() -> None:
     """Load what `report` needs, so that it need not be waited for at the end of a run."""
+    from importlib import import_module
+
     from PIL import Image
-    from tomlkit import document
 
     from das_gpu.report.page import template
 
     template()
-    document()
     Image.preinit()
+    import_module("tomlkit")  # writes the recipe
 
 
 def report(
