@@ -16,10 +16,11 @@ MADE := $(VENV)/.made
 INSTALLED := $(VENV)/.installed
 FAST := $(VENV)/.fast
 TESTABLE := $(VENV)/.testable
+DOCUMENTED := $(VENV)/.documented
 AZURITE := node_modules/.installed
 CHECKED := src tests bench docs
 
-.PHONY: help demo browser test test-fast test-gpu lint format bench bench-table bench-growth bench-reading bench-profile bench-scale bench-peers roofline mutants kills constraints clean
+.PHONY: help demo browser test test-fast test-gpu lint format docs bench bench-table bench-growth bench-reading bench-profile bench-scale bench-peers roofline mutants kills constraints clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +30,7 @@ help:
 	@echo "make test-gpu     on a machine with a GPU: the tests that need one"
 	@echo "make lint         ruff, mypy --strict and the import contracts"
 	@echo "make format       let ruff put the code in order"
+	@echo "make docs         the documentation site, in build/docs/index.html"
 	@echo "make bench        all that das-gpu is held to, against the pipeline it replaces: half an hour"
 	@echo "make bench-table  write the tables of README.md and bench/README.md from kept results"
 	@echo "make bench-growth  how a run's costs grow with its length"
@@ -78,6 +80,10 @@ lint: $(TESTABLE)
 format: $(TESTABLE)
 	@$(BIN)/ruff check --fix $(CHECKED)
 	@$(BIN)/ruff format $(CHECKED)
+
+docs: $(DOCUMENTED)
+	@$(BIN)/python -m sphinx -q -E -W --keep-going -d build/doctrees docs build/docs
+	@echo "The site is in build/docs/index.html."
 
 bench: $(FAST)
 	@$(BIN)/python bench/bars.py $(ARGS)
@@ -156,6 +162,11 @@ $(FAST): $(INSTALLED)
 $(TESTABLE): $(INSTALLED)
 	@echo "Installing what the tests need into $(VENV) ..."
 	@$(PIP) install -c constraints.txt -e ".[test]"
+	@touch $@
+
+$(DOCUMENTED): $(INSTALLED)
+	@echo "Installing what builds the site into $(VENV) ..."
+	@$(PIP) install -c constraints.txt -e ".[docs]"
 	@touch $@
 
 $(AZURITE): package.json

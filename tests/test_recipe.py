@@ -456,7 +456,7 @@ def test_settings_lie_over_the_file_and_the_file_over_the_preset(tmp_path: Path)
     recipe = Recipe.load(config=config, settings={"filter.high_hz": "45.5"})
     assert (recipe.filter.low_hz, recipe.filter.high_hz) == (10.0, 45.5)
     assert recipe.median.kind == "time"
-    assert Recipe.load("continuous", config).median.kind == "auto"
+    assert Recipe.load("continuous", str(config)).median.kind == "auto"
     assert Recipe.load(config=config, settings={"preset": "continuous"}).median.kind == "auto"
 
 

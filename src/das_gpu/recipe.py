@@ -154,7 +154,7 @@ class Recipe(BaseModel):
     def load(
         cls,
         preset: str | None = None,
-        config: Path | None = None,
+        config: str | Path | None = None,
         settings: Mapping[str, Setting] | None = None,
     ) -> Recipe:
         """Lay a TOML file over a preset, and single settings over both.
@@ -163,7 +163,7 @@ class Recipe(BaseModel):
         ----------
         preset : str, optional
             The base; when not given, the settings' or the file's own `preset` is.
-        config : Path, optional
+        config : str or Path, optional
             TOML file; its times keep more than microseconds only in quotes.
         settings : mapping, optional
             Values by ``table.key``. Text is read as a TOML scalar (``10``, ``true``) where the
@@ -177,7 +177,7 @@ class Recipe(BaseModel):
         data: dict[str, Any] = {}
         if config is not None:
             try:
-                text = config.read_text(encoding="utf-8")
+                text = Path(config).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise RecipeError(
                     f"The recipe file {config} cannot be read: {error}. Give the path of a TOML "
