@@ -192,8 +192,8 @@ PAGES: Mapping[str, Page] = {
     ),
     "simulate": Page(
         examples={
-            "das-gpu simulate recording.zarr --channels 2000 --minutes 1 --seed 7": "2000 channels, "
-            "a minute at 200 Hz.",
+            "das-gpu simulate recording.zarr --channels 2000 --minutes 1 --seed 7": "2000 "
+            "channels, a minute.",
             "das-gpu simulate flawed.zarr --channels 600 --gap 5 --dead 3": (
                 "One that has everything that goes wrong."
             ),
