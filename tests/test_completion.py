@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -104,7 +105,8 @@ def typed(shell: list[str], lines: list[str], folder: Path) -> str:
             os.write(leader, line.encode())
             time.sleep(0.3)
         while b">end" not in shown and time.monotonic() < deadline:
-            shown += os.read(leader, 4096)
+            if select.select([leader], [], [], 0.2)[0]:
+                shown += os.read(leader, 4096)
     finally:
         child.kill()
         child.wait()
