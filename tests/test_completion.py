@@ -66,7 +66,7 @@ def offered_by_bash(script: Path, line: str) -> set[str]:
         ("das-gpu extract demo: out --start 2021-11-01T23:11:30 --tile", {"--tile-seconds"}),
         ("das-gpu extract re", {"recs"}),
         ("das-gpu extract https://a.blob.core.windows.net/c re", {"recs"}),
-        ("das-gpu extract --fast demo: re", {"recs"}),
+        ("das-gpu extract --fast demo: out re", set()),
         ("das-gpu recipe --config recs/my", {"recs/my recipe.toml"}),
         ("das-gpu recipe --config=recs/my", {"recs/my recipe.toml"}),
         ("das-gpu index recs/a.h5 recs/n", {"recs/night.zarr"}),
