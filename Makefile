@@ -19,7 +19,7 @@ TESTABLE := $(VENV)/.testable
 AZURITE := node_modules/.installed
 CHECKED := src tests bench docs
 
-.PHONY: help demo test test-fast test-gpu lint format bench bench-table bench-growth bench-reading bench-profile bench-scale bench-peers roofline mutants kills constraints clean
+.PHONY: help demo browser test test-fast test-gpu lint format bench bench-table bench-growth bench-reading bench-profile bench-scale bench-peers roofline mutants kills constraints clean
 .DEFAULT_GOAL := help
 
 help:
@@ -46,7 +46,15 @@ demo: $(INSTALLED)
 	@$(BIN)/das-gpu extract demo: demo
 	@echo "The images are in demo/images, one line about each in demo/metadata.jsonl."
 
-test: $(TESTABLE) $(AZURITE)
+# Comes from the system's own packages, as npm does; .ci/run installs it.
+browser:
+	@for name in "$$CHROMIUM" chromium chromium-browser google-chrome google-chrome-stable; do \
+	  command -v "$$name" >/dev/null && exit 0; \
+	done; \
+	echo "Tests that look at pages in a browser will be skipped: there is no Chromium. On Debian and" \
+	     "Ubuntu: apt-get install chromium; elsewhere name a program: make test CHROMIUM=..."
+
+test: $(TESTABLE) $(AZURITE) browser
 	@$(BIN)/python -m pytest -q -n 3 --dist worksteal $(ARGS)
 
 # On a node with a GPU: what elsewhere is executed by a stand-in for CuPy, by the real one.
@@ -54,7 +62,7 @@ test-gpu: $(TESTABLE)
 	@$(BIN)/das-gpu doctor
 	@$(BIN)/python -m pytest -q -m gpu tests/gpu $(ARGS)
 
-test-fast: $(TESTABLE) $(AZURITE)
+test-fast: $(TESTABLE) $(AZURITE) browser
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 # Every write, fsync and rename in turn, with one process, a driver and its workers.

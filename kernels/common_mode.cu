@@ -15,6 +15,8 @@
  *                 (the binary radix search of Alabi, Blanchard, Gordon and Steinbach, "Fast
  *                 k-selection algorithms for graphics processors", ACM J. Exp. Algorithmics 17,
  *                 2012). A warp holds a column's 1,024 keys in registers.
+ * Bands           of band_channels channels begin every band_stride channels; where that is less, a
+ *                 channel is part of several.
  * Macros          REAL
  * Memory          live (channels) uint8, distance_m (channels) double, picked (most) int32,
  *                 facts (4 + bands) int32; extremes (bands, 2) keys, tickets (bands, 3) uint32,
@@ -56,7 +58,8 @@ __device__ __forceinline__ void reset(
 
 extern "C" __global__ void __launch_bounds__(PICKERS) pick_channels(
     const unsigned char* __restrict__ live, const double* __restrict__ distance_m, int channels,
-    int most, double aperture_m, int bands, int band_channels, int* __restrict__ picked,
+    int most, double aperture_m, int bands, int band_channels, int band_stride,
+    int* __restrict__ picked,
     int* __restrict__ facts, Key* __restrict__ extremes, unsigned int* __restrict__ tickets,
     unsigned int* __restrict__ counts, long long n_counts)
 {
@@ -81,8 +84,10 @@ extern "C" __global__ void __launch_bounds__(PICKERS) pick_channels(
             if (mine == 0) first = channel;
             last = channel;
             ++mine;
-        } else if (channel / band_channels < bands) {
-            atomicAdd(&facts[FACTS + channel / band_channels], 1);
+        } else {
+            int band = channel < band_channels ? 0 : (channel - band_channels) / band_stride + 1;
+            for (; band < bands && band * band_stride <= channel; ++band)
+                atomicAdd(&facts[FACTS + band], 1);
         }
     }
     const int alive = block_all(mine, scratch, Sum<int>());

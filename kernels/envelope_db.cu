@@ -1,8 +1,10 @@
 /* envelope_db: the envelope of a row's core in dB, and the first round of its grey levels.
  *
  * Contract
- *   db[k][s] = 10 * log10(|z[k][first + s] - common[s]|^2) + 120, that is 20 * log10(|.| / 1e-6);
- *   -inf where the envelope is 0. common may be null: nothing is subtracted then.
+ *   db[k][s] = 10 * log10(|z[c][first + s] - common[s]|^2) + 120, that is 20 * log10(|.| / 1e-6);
+ *   -inf where the envelope is 0. common may be null: nothing is subtracted then. Bands lie side by
+ *   side in db; in z they begin every band_stride channels: k = band * band_channels + i, and
+ *   c = band * band_stride + i.
  *   Per band, over its live channels: the extremes and, for percentiles, a histogram of 4,096 bins
  *   of a quarter of a dB. The last block of a band writes its levels, or the four coarse bins in
  *   which kernel `levels` looks on (see levels.cuh).
@@ -25,8 +27,9 @@
 extern "C" __global__ void __launch_bounds__(THREADS, 4) envelope_db(
     const Complex* __restrict__ z, const Complex* __restrict__ common,
     const unsigned char* __restrict__ live, const int* __restrict__ facts, long long row_length,
-    int first, int samples, int band_channels, int scale_kind, double scale_low, double scale_high,
-    REAL* __restrict__ db, Key* __restrict__ extremes, unsigned int* __restrict__ tickets,
+    int first, int samples, int band_channels, int band_stride, int scale_kind, double scale_low,
+    double scale_high, REAL* __restrict__ db, Key* __restrict__ extremes,
+    unsigned int* __restrict__ tickets,
     unsigned int* __restrict__ counts, long long* __restrict__ narrowed,
     double* __restrict__ levels)
 {
@@ -43,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) envelope_db(
     const long long sample = (long long)(block % columns) * THREADS + thread;
     const bool percentiles = scale_kind == PERCENTILES;
 
-    if (thread < rows) alive[thread] = live[(long long)band * band_channels + row0 + thread];
+    if (thread < rows) alive[thread] = live[(long long)band * band_stride + row0 + thread];
     if (percentiles)
         for (int bin = thread; bin < BINS; bin += THREADS) histogram[bin] = 0;
     __syncthreads();
@@ -53,12 +56,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) envelope_db(
         const bool removed = common != nullptr;
         const Complex centre = removed ? common[sample] : make_complex(0, 0);
         for (int row = 0; row < rows; ++row) {
-            const long long channel = (long long)band * band_channels + row0 + row;
+            const long long channel = (long long)band * band_stride + row0 + row;
             const Complex value = z[channel * row_length + first + sample];
             const REAL real = value.x - centre.x;
             const REAL imaginary = value.y - centre.y;
             const REAL level = 10 * log10(real * real + imaginary * imaginary) + 120;
-            db[channel * samples + sample] = level;
+            const long long drawn = (long long)band * band_channels + row0 + row;
+            db[drawn * samples + sample] = level;
             if (alive[row]) {
                 const Key key = ordered_key(level);
                 if (key < least) least = key;

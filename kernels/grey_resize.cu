@@ -13,7 +13,8 @@
  *
  * Method          separable resampling with precomputed weights, as Pillow's libImaging/Resample.c.
  * Macros          REAL, PIXEL (unsigned char or unsigned short), PILLOW, TIME_FIRST
- * Memory          db (bands * band_channels, samples) REAL; half, between the passes: (bands *
+ * Memory          live, of which a band's begins at band * band_stride;
+ *                 db (bands * band_channels, samples) REAL; half, between the passes: (bands *
  *                 band_channels, n_time) where time comes first, else (bands, n_channels, samples),
  *                 REAL or, for Pillow, 8 bits; pixels (bands, height, width) PIXEL, rows being time
  *                 (time_down) or channels; levels (bands, 3) double.
@@ -134,8 +135,8 @@ __device__ __forceinline__ PIXEL pixel_of(Weight sum, const Grey& grey)
 extern "C" __global__ void __launch_bounds__(THREADS, 2) along_time(
     const TimeInput* __restrict__ input, const unsigned char* __restrict__ live,
     const double* __restrict__ levels, const int* __restrict__ bounds,
-    const Weight* __restrict__ weights, int band_rows, int n_in, int n_out, int highest,
-    int time_down, TimeOutput* __restrict__ output)
+    const Weight* __restrict__ weights, int band_rows, int band_stride, int n_in, int n_out,
+    int highest, int time_down, TimeOutput* __restrict__ output)
 {
     __shared__ Value held[ROWS][SEGMENT];
     __shared__ bool alive[ROWS];
@@ -158,7 +159,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) along_time(
 
     if (thread < ROWS)
         alive[thread] =
-            thread < rows && (!TIME_FIRST || live[(long long)band * band_rows + row0 + thread]);
+            thread < rows && (!TIME_FIRST || live[(long long)band * band_stride + row0 + thread]);
     Weight sums[ROWS];
 #pragma unroll
     for (int i = 0; i < ROWS; ++i) sums[i] = HALF;
@@ -206,8 +207,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) along_time(
 extern "C" __global__ void __launch_bounds__(THREADS, 4) along_channels(
     const ChannelInput* __restrict__ input, const unsigned char* __restrict__ live,
     const double* __restrict__ levels, const int* __restrict__ bounds,
-    const Weight* __restrict__ weights, int n_in, int columns, int n_out, int highest,
-    int time_down, ChannelOutput* __restrict__ output)
+    const Weight* __restrict__ weights, int n_in, int band_stride, int columns, int n_out,
+    int highest, int time_down, ChannelOutput* __restrict__ output)
 {
     __shared__ Value held[DEPTH][SIDE];
     __shared__ ChannelOutput drawn[SIDE][SIDE + 1];
@@ -244,7 +245,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) along_channels(
 #if TIME_FIRST
                 value = input[row * columns + column];
 #else
-                if (live[row]) value = graded(input[row * columns + column], grey);
+                const bool alive = live[(long long)band * band_stride + i];
+                if (alive) value = graded(input[row * columns + column], grey);
 #endif
             }
             held[i - segment][lane] = value;

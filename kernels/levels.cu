@@ -8,7 +8,8 @@
  *   The percentile lies within 2^-15 dB of the exact one in float, 2^-27 dB in double.
  *
  * Macros          REAL
- * Memory          db (bands * band_channels, samples) REAL; live, facts, counters: see levels.cuh.
+ * Memory          db (bands * band_channels, samples) REAL; live, of which a band's begins at
+ *                 band * band_stride; facts, counters: see levels.cuh.
  * Launch          blocks of 256 threads, each for 64 channels of one band by 256 samples. In every
  *                 row a warp's samples begin on a multiple of 32 bytes, so that the first block
  *                 has up to 7 samples fewer (3 in double) and the last one more.
@@ -24,8 +25,9 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS) levels(
     const REAL* __restrict__ db, const unsigned char* __restrict__ live,
-    const int* __restrict__ facts, int samples, int band_channels, int round, double scale_low,
-    double scale_high, const Key* __restrict__ extremes, unsigned int* __restrict__ tickets,
+    const int* __restrict__ facts, int samples, int band_channels, int band_stride, int round,
+    double scale_low, double scale_high, const Key* __restrict__ extremes,
+    unsigned int* __restrict__ tickets,
     unsigned int* __restrict__ counts, long long* __restrict__ narrowed,
     double* __restrict__ levels)
 {
@@ -51,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) levels(
         sought[number] = shared_table(found, number) == number ? found[2 * number] : -1;
     }
     if ((int)threadIdx.x < rows)
-        alive[threadIdx.x] = live[(long long)band * band_channels + row0 + threadIdx.x];
+        alive[threadIdx.x] = live[(long long)band * band_stride + row0 + threadIdx.x];
     __syncthreads();
     long long wanted[STATISTICS];
     for (int number = 0; number < STATISTICS; ++number) wanted[number] = sought[number];

@@ -116,6 +116,7 @@ def test_a_run_into_a_container_has_the_keys_and_bytes_of_a_run_on_disk(
         "png": "image/png",
         "json": "application/json",
         "jsonl": "application/x-ndjson",
+        "html": "text/html; charset=utf-8",
     }
 
 

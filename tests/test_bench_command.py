@@ -193,6 +193,16 @@ def test_a_band_that_the_notebook_cannot_filter_leaves_the_reference_out(archive
     assert "Nyquist frequency of 50 Hz" in found["left_out"]["reference"]
 
 
+def test_tiles_that_overlap_are_compared_one_by_one(archive):
+    preset = Recipe.from_preset("notebook").with_settings(NOTEBOOK)
+    overlaps = {"tile.overlap_time": 0.5, "tile.overlap_channels": 0.5}
+    found = measure(archive, preset.with_settings(overlaps))
+    # 12 s are 3 rows of tiles of 5 s, half a tile apart.
+    assert found["stretch"]["rows"] == 3
+    assert found["stretch"]["bands"] == 2 * NOTEBOOK["tile.bands"] - 1
+    assert found["agrees"]
+
+
 def test_tiles_with_dead_channels_are_not_held_against_the_notebook(samples, tmp_path):
     dead = samples.copy()
     dead[2] = 7

@@ -55,9 +55,18 @@ def assert_threads_end():
 # --- the same as a run --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", ["continuous", "notebook"])
-def test_pixels_and_records_are_those_of_a_run(store, tmp_path, preset):
-    recipe = Recipe.from_preset(preset).with_settings({"tile.seconds": 3, "tile.bands": BANDS})
+@pytest.mark.parametrize(
+    ("preset", "overlaps"),
+    [
+        ("continuous", {}),
+        ("notebook", {}),
+        ("continuous", {"tile.overlap_time": 0.5, "tile.overlap_channels": 0.5}),
+    ],
+    ids=["continuous", "notebook", "overlapping"],
+)
+def test_pixels_and_records_are_those_of_a_run(store, tmp_path, preset, overlaps):
+    settings = {"tile.seconds": 3, "tile.bands": BANDS, **overlaps}
+    recipe = Recipe.from_preset(preset).with_settings(settings)
     extract(store, tmp_path, recipe, backend="cpu", fast=False)
     tiles = list(stream(store, recipe, backend="cpu", fast=False))
     written = images(tmp_path)

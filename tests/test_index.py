@@ -130,6 +130,12 @@ def test_a_layout_that_dascore_knows_is_read_where_it_is(
     assert pictures(tmp_path / "out") == expected
 
 
+def test_what_dascore_says_that_samples_are_is_kept(samples, tmp_path):
+    path = write_terra15(tmp_path / "a.h5", samples, 0)
+    acquisition = open_archive(indexed(tmp_path, [path])).acquisition
+    assert acquisition.quantity == "'meter / second', by attribute RawDataUnit of the group"
+
+
 def test_a_chunk_that_did_not_become_smaller_is_stored_as_it_is(tmp_path):
     noise = np.random.default_rng(1).integers(-(1 << 31), 1 << 31, (36, 2000)).astype(np.int32)
     path = tmp_path / "a.h5"
@@ -231,7 +237,7 @@ def test_a_gap_between_files_is_reported_and_loses_only_the_tiles_it_crosses(
     )  # fmt: skip
     assert main(["info", source]) == 0
     shown = capsys.readouterr().out
-    assert "1 gap between files, 0.25 s in all" in shown
+    assert "1 gap, 0.25 s in all" in shown
     assert "2 indexed" in shown
     recipe = RECIPE.with_settings({"tile.seconds": 4})
     assert extract(source, tmp_path / "out", recipe).exit_code == 0
@@ -239,6 +245,38 @@ def test_a_gap_between_files_is_reported_and_loses_only_the_tiles_it_crosses(
     starts = [r["sample_start"] for r in records(tmp_path / "out")]
     assert crossing == [start < 3000 < start + 800 for start in starts]
     assert any(crossing)
+
+
+@pytest.mark.parametrize("moved_us", [250_000, -250_000])
+def test_a_jump_of_the_clock_inside_a_file_is_a_gap_too(samples, tmp_path, capsys, moved_us):
+    times_us = clock_us(N, RATE_HZ)
+    times_us[1000:] += moved_us
+    parts = samples[:, :2000], samples[:, 2000:]
+    first = write_prodml(tmp_path / "a.h5", parts[0], times_us=times_us[:2000])
+    second = write_prodml(tmp_path / "b.h5", parts[1], 2000, times_us=times_us[2000:])
+    source = str(tmp_path / "archive.json")
+    assert main(["index", str(first), str(second), "-o", source, "--json"]) == 0
+    (gap,) = json.loads(capsys.readouterr().out)["gaps"]
+    assert (gap["sample"], gap["after"], gap["before"], gap["seconds"]) == (
+        1000, "a.h5", "a.h5", moved_us / 1e6,
+    )  # fmt: skip
+    assert main(["info", source]) == 0
+    said = "0.25 s inside a.h5" if moved_us > 0 else "the clock goes back 0.25 s inside a.h5"
+    assert said in capsys.readouterr().out
+    extract(source, tmp_path / "out", RECIPE)
+    lost = [r["sample_start"] for r in records(tmp_path / "out") if r["status"] == "gap"]
+    assert lost == [600] * 3
+
+
+def test_a_jump_does_not_change_the_rate_of_a_file_that_states_none(samples, tmp_path):
+    times_us = clock_us(N, RATE_HZ)
+    times_us[1000:] += 3_600_000_000
+    path = write_prodml(tmp_path / "a.h5", samples, times_us=times_us)
+    with h5py.File(path, "a") as file:
+        del file["Acquisition/Raw[0]"].attrs["OutputDataRate"]
+    summary = index_files([path], tmp_path / "archive.json")
+    assert summary.sampling_rate_hz == pytest.approx(RATE_HZ)
+    assert [gap.sample for gap in summary.document.gaps] == [1000]
 
 
 @pytest.mark.parametrize(
@@ -364,6 +402,7 @@ def test_a_run_is_not_continued_with_another_index(samples, tmp_path):
 # --- many files -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_thousand_files_are_indexed_in_seconds_and_opened_at_once(tmp_path):
     first = write_prodml(tmp_path / "first.h5", random_walk(8, 200, seed=1))
     with h5py.File(first) as file:

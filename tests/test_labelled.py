@@ -76,6 +76,30 @@ def test_levels_are_those_of_a_run(samples, tmp_path, name):
         assert audible.mean() > 0.6
 
 
+def test_tiles_that_would_overlap_change_nothing(samples):
+    """A run's tiles may share samples; of each sample there is one level."""
+    plain = envelope(labelled(samples), small())
+    other = envelope(
+        labelled(samples), small(tile__overlap_time=0.5, tile__overlap_channels=0.5, tile__bands=3)
+    )
+    np.testing.assert_array_equal(other.values, plain.values)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_strain_is_an_offset_from_counts(samples, lazy):
+    recipe = small(image__units="strain", archive__refractive_index=1.4682)
+    array = labelled(samples).assign_attrs(GaugeLength=51.04762)
+    level = envelope(array.chunk(time=900) if lazy else array, recipe)
+    assert level.attrs["units"] == "dB re 1 strain"
+    assert "1 count is 2.0230e-13 strain" in level.attrs["notes"]
+    assert level.dtype == np.float32
+    counts = envelope(array, small()).values
+    offset_db = 20 * np.log10(2.0230e-13) - 120
+    np.testing.assert_allclose(level.values, counts + offset_db, atol=1e-3)
+    with pytest.raises(RecipeError, match="samples are 'strain', by attribute units of the array"):
+        envelope(array.assign_attrs(units="strain"), recipe)
+
+
 def test_what_is_left_at_the_end_is_as_good_as_the_middle():
     """2950 samples are four windows and 550 samples more, of which the last 2 s lack their halo."""
     samples = random_walk(CHANNELS, 4000, seed=2)

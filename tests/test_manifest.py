@@ -12,6 +12,7 @@ from das_gpu import Recipe, cli, extract, keys, manifest
 from das_gpu.credentials import Credential
 from das_gpu.errors import UsageError
 from das_gpu.ledger import Ledger
+from das_gpu.model import PLACE_FIELDS
 from das_gpu.sink import LocalSink, open_sink
 from das_gpu.store import Access
 from das_gpu.verify import verify
@@ -82,6 +83,22 @@ def test_a_run_of_arrays_names_them(recording, tmp_path):
     assert as_table(tmp_path).schema.names[-1] == "array_file"
     assert as_csv(tmp_path)[0]["array_file"].endswith(".npy")
     assert "file_name" not in as_csv(tmp_path)[0]
+
+
+def test_what_only_some_runs_have_is_a_column_of_theirs(recording, tmp_path):
+    rows = "".join(f"{n},{-125 + n / 1000},45\n" for n in (0, 39))
+    (tmp_path / "places.csv").write_text(f"channel,longitude,latitude\n{rows}")
+    given = ["--positions", str(tmp_path / "places.csv"), "--units", "strain"]
+    optics = ["--gauge-length", "51", "--bands", "2", "--channels", "::1"]
+    command = ["extract", str(recording), str(tmp_path / "out"), "--manifest", "parquet,csv"]
+    assert cli.main([*command, *given, *optics]) == 0
+    expected = lines(tmp_path / "out" / "metadata.jsonl")
+    assert expected[0]["db_reference"] == "1 strain"
+    assert expected[0]["longitude_start"] == -125
+    table = as_table(tmp_path / "out")
+    assert table.schema.names == list(expected[0]) == list(as_csv(tmp_path / "out")[0])
+    assert {str(table.schema.field(name).type) for name in PLACE_FIELDS} == {"double"}
+    assert table.column("db_reference").to_pylist() == ["1 strain"] * len(expected)
 
 
 def test_a_manifest_that_is_there_is_kept_up_to_date_without_being_asked_for(tmp_path):

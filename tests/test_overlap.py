@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from das_gpu import Recipe, cli, extract
-from das_gpu.backends import Chain, rowshape
+from das_gpu.backends import rowshape
 from das_gpu.errors import RecipeError, UsageError
 from das_gpu.model import Acquisition
 from das_gpu.plan import plan
@@ -241,6 +241,9 @@ class TestRun:
     def test_the_page_has_a_cell_for_each_tile(self, overlapping):
         assert report(overlapping).tiles == 14
         page = (overlapping / "report.html").read_text()
+        # 20 channels each, 2.0419 m apart, and the second from the 15th on.
+        assert "0.00&ndash;0.04" in page
+        assert "0.03&ndash;0.07" in page
         assert '"rowMs": 7500' in page or '"rowMs":7500' in page
 
     def test_the_option_is_two_settings(self, recording, tmp_path, capsys):
@@ -251,13 +254,8 @@ class TestRun:
         assert cli.main([*command, "--overlap", "half"]) == 2
         assert "0.5:0.25" in capsys.readouterr().err
 
-    @pytest.mark.parametrize("how", [{"backend": "gpu"}, {"cluster": "cuda"}])
-    def test_the_gpu_refuses_what_it_would_draw_wrongly(self, recording, tmp_path, how):
-        with pytest.raises(UsageError, match="overlap along the cable are drawn on the CPU"):
-            extract(recording, tmp_path / "out", recipe(**{"tile.overlap_channels": 0.5}), **how)
-        assert not (tmp_path / "out").exists()
-
-    def test_the_device_s_shapes_refuse_it_too(self):
-        chain: Chain = design(plan(acquisition(), recipe(**{"tile.overlap_channels": 0.5})))
-        with pytest.raises(UsageError, match="drawn on the CPU"):
-            rowshape.RowShape.of(chain)
+    def test_a_device_is_told_how_far_bands_are_apart(self):
+        chain = design(plan(acquisition(), recipe(**{"tile.overlap_channels": 0.25})))
+        shape = rowshape.RowShape.of(chain)
+        assert (shape.bands, shape.band_channels, shape.band_stride) == (2, 300, 225)
+        assert (shape.channels, shape.image_channels) == (525, 600)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
 import io
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import tracemalloc
 import zlib
@@ -739,6 +742,38 @@ def test_the_command_has_counts_for_machines(out, capsys):
 def test_the_end_of_a_run_tells_of_its_page(out, capsys):
     assert page_at_end(str(out), Access()) is not None
     assert f"Page: {out}/report.html." in capsys.readouterr().err
+
+
+def test_a_run_that_had_nothing_to_do_leaves_its_page_alone(out, capsys):
+    page = out / "report.html"
+    assert page_at_end(str(out), Access(), changed=False) == str(page)
+    page.write_text("mine")
+    assert page_at_end(str(out), Access(), changed=False) == str(page)
+    assert page.read_text() == "mine"
+    assert capsys.readouterr().err.splitlines()[-1] == f"Page: {page}."
+
+
+def test_a_page_that_is_older_than_a_segment_is_written_anew(out):
+    page = out / "report.html"
+    page.write_text("mine")
+    os.utime(page, (1, 1))
+    assert page_at_end(str(out), Access(), changed=False) == str(page)
+    assert "<html" in page.read_text()
+
+
+def test_all_that_a_page_needs_is_loaded_while_the_run_is_at_work(out):
+    script = (
+        "import sys; from das_gpu.cli import main; from das_gpu.cli.report import EarlyPage\n"
+        "import threading; EarlyPage().begin()\n"
+        "[each.join() for each in threading.enumerate() if each.name == 'das-gpu-page']\n"
+        "before = set(sys.modules); assert main(['report', sys.argv[1]]) == 0\n"
+        "print(sorted(each for each in set(sys.modules) - before if 'encodings' not in each))"
+    )
+    command = [sys.executable, "-c", script, str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    late = ast.literal_eval(done.stdout.splitlines()[-1])
+    assert not [name for name in late if name.split(".")[0] in ("jinja2", "PIL", "tomlkit")]
+    assert not [name for name in late if name.startswith("das_gpu.report")]
 
 
 def test_the_end_of_a_run_tells_how_to_get_what_it_leaves_out(out, capsys, monkeypatch):

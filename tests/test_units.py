@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from das_gpu import units
 from das_gpu.archive import open_archive
 from das_gpu.cli import main
 from das_gpu.errors import IdentityError, RecipeError
@@ -108,6 +109,54 @@ def test_the_values_that_make_strain_are_part_of_the_run(archive: Path, tmp_path
 def test_strain_without_a_gauge_length_is_refused(archive: Path) -> None:
     with pytest.raises(RecipeError, match=r"gauge length.*Give --gauge-length in metres"):
         prepare(archive, counts(**{"image.units": "strain"}))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "said"),
+    [
+        ({"units": "strain"}, "'strain', by attribute units of the group"),
+        ({"data_type": "strain_rate"}, "'strain_rate', by attribute data_type of the group"),
+        ({"unit": "nanostrain/s"}, "'nanostrain/s'"),
+        ({"data_units": "1/s"}, "'1/s'"),
+        ({"RawDataUnit": "rad"}, "'rad'"),
+        ({"DataUnits": "meter / second"}, "'meter / second'"),
+    ],
+)
+def test_strain_is_not_made_of_what_is_no_count(
+    tmp_path: Path, attributes: dict[str, Any], said: str
+) -> None:
+    path = write(tmp_path / "a", attributes={"GaugeLength": 10.2, **attributes})
+    acquisition = open_archive(path).acquisition
+    with pytest.raises(RecipeError, match=r"Leave out --units strain") as caught:
+        units.offset_db(acquisition, counts(**{"image.units": "strain"}))
+    assert f"its samples are {said}" in str(caught.value)
+    (note,) = units.notes(acquisition, counts())
+    assert f"samples are {said}" in note
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{}, {"units": "counts"}, {"RawDataUnit": "rad * 2PI/2^16"}, {"unit": 1}, {"units": "mm"}],
+)
+def test_counts_under_any_name_become_strain(tmp_path: Path, attributes: dict[str, Any]) -> None:
+    path = write(tmp_path / "a", attributes={"GaugeLength": 10.2, **attributes})
+    acquisition = open_archive(path).acquisition
+    (note,) = units.notes(acquisition, counts(**{"image.units": "strain"}))
+    assert "strain, by a gauge length of 10.2 m" in note
+
+
+def test_samples_called_strain_are_strain(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", names=("strain_rate", "time_us"))
+    settings = ArchiveSettings(time="time_us", gauge_length_m=10.2)
+    with pytest.raises(RecipeError, match="its samples are strain_rate, by their name"):
+        units.offset_db(open_archive(path, settings).acquisition, strain())
+
+
+def test_of_floats_it_is_said_what_they_are_taken_for(tmp_path: Path) -> None:
+    samples = random_walk(60, 4000, seed=1).astype(np.float32)
+    path = write_archive(tmp_path / "a.zarr", samples, 200.0, (20, 1000))
+    _, plan = prepare(path, strain())
+    assert any("taken for counts of 2 pi / 2^16 rad" in note for note in plan.notes)
 
 
 @pytest.mark.parametrize(

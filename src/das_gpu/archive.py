@@ -21,6 +21,7 @@ from das_gpu.discover import (
     channel_spacing,
     find_recording,
     optics,
+    quantity,
     sampling_rate,
     stored_distances_m,
 )
@@ -107,7 +108,8 @@ class Archive:
             channel_spacing_origin=spacing_origin,
             distances_m=distances_m,
             codec=self.data.codec,
-            optics=optics(group, recording, settings),
+            optics=optics((self.data, group), settings),
+            quantity=quantity(self.data, (self.data, group)),
             positions=positions,
         )
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -39,11 +39,28 @@ _WAVELENGTH = (
     *("wavelengthnm", "wavelengthm", "wavelength"),
 )
 
+_QUANTITY = ("units", "unit", "dataunits", "dataunit", "rawdataunits", "rawdataunit", "datatype")
+_PHYSICAL = re.compile(
+    r"strain|velocity|displacement|radians?\b|\brad\b|\bm(et(er|re)s?)?\s*(/|per)\s*\w"
+    r"|\bm\s*s\^?-1|^(1\s*/\s*s|m(et(er|re)s?)?)$"
+)
+_COUNTS = re.compile(r"count|2\s*(\^|\*\*)\s*16|65536|digit")  # "rad * 2PI/2^16" is a count
 _DTYPES = ("int16", "int32", "float32", "float64")
 _ASSUMED_SPACING_M = 2.0419  # the OOI RAPID 2021 cable, the archive this tool was made for
 _ASSUMED_INDEX, _ASSUMED_WAVELENGTH_M = 1.4682, 1550.12e-9  # its fibre, and its interrogator
 _MAX_CHUNK_BYTES = 1 << 31  # Blosc's own limit
 _RATE_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """What has attributes, and the name by which it is spoken of."""
+
+    name: str
+    attributes: Mapping[str, Any]
+
+
+_Holder: TypeAlias = StoredArray | Group | Labelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,13 +271,12 @@ def channel_spacing(
     return _ASSUMED_SPACING_M, "assumed"
 
 
-def optics(group: Group, recording: Recording, settings: ArchiveSettings) -> Optics | None:
+def optics(holders: Sequence[_Holder], settings: ArchiveSettings) -> Optics | None:
     """Give what makes strain of counts; None when nobody says the gauge length.
 
     Each value is the recipe's, else an attribute's under a name that OptaSense or ProdML use,
     else, but for the gauge length, that of the OOI RAPID 2021 recording.
     """
-    holders = (recording.data, group)
 
     def told(
         asked: float | None, names: Iterable[str], assumed: float | None
@@ -279,6 +295,29 @@ def optics(group: Group, recording: Recording, settings: ArchiveSettings) -> Opt
     # Light has between 100 nm and 10 um: the number tells its unit.
     length_m = length if length < 1e-4 else length * (1e-6 if length < 100 else 1e-9)
     return Optics(gauge[0], index[0], length_m, gauge[1], index[1], wavelength[1])
+
+
+def quantity(data: StoredArray | Labelled, holders: Sequence[_Holder]) -> str:
+    """Say what samples are by attributes or by their name, and by which; empty for counts.
+
+    Examples
+    --------
+    >>> data = Labelled("RawData", {"units": "strain/s"})
+    >>> quantity(data, [data])
+    "'strain/s', by attribute units of RawData"
+    >>> quantity(data, [Labelled("Raw[0]", {"RawDataUnit": "rad * 2PI/2^16"})])
+    ''
+    """
+    for holder in holders:
+        by_name = {plain_name(key): (key, value) for key, value in holder.attributes.items()}
+        for key, value in (by_name[name] for name in _QUANTITY if name in by_name):
+            text = str(value).strip()
+            if _COUNTS.search(text.lower()):
+                return ""
+            if _PHYSICAL.search(text.lower()):
+                return f"{text[:40]!r}, by attribute {key} of {_name(holder)}"
+    named = plain_name(data.name) in ("strain", "strainrate", "velocity")
+    return f"{data.name}, by their name" if named else ""
 
 
 def stored_distances_m(group: Group, recording: Recording) -> tuple[float, ...] | None:
@@ -304,18 +343,19 @@ def stored_distances_m(group: Group, recording: Recording) -> tuple[float, ...] 
     return tuple((values * factors[unit]).tolist())
 
 
-def _attribute(
-    names: Iterable[str], holders: Iterable[StoredArray | Group]
-) -> tuple[float, str] | None:
+def _attribute(names: Iterable[str], holders: Iterable[_Holder]) -> tuple[float, str] | None:
     """Find the first positive number among attributes, and say where it stands."""
     for holder in holders:
-        where = holder.name if isinstance(holder, StoredArray) else "the group"
         by_name = {plain_name(key): (key, value) for key, value in holder.attributes.items()}
         for key, value in (by_name[name] for name in names if name in by_name):
             number = _positive(value)
             if number is not None:
-                return number, f"attribute {key} of {where}"
+                return number, f"attribute {key} of {_name(holder)}"
     return None
+
+
+def _name(holder: _Holder) -> str:
+    return "the group" if isinstance(holder, Group) else holder.name
 
 
 def _positive(value: Any) -> float | None:

@@ -15,19 +15,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from das_gpu import host
+from das_gpu import host, units
 from das_gpu.backends import Array
 from das_gpu.labels import SampleClock, acquisition_of, attributes_of, dims_of, to_ns
 from das_gpu.model import Acquisition
 from das_gpu.plan import Plan
 from das_gpu.plan import plan as lay_out
-from das_gpu.recipe import Recipe
+from das_gpu.recipe import Recipe, Setting
 from das_gpu.run import FAST_SAMPLES
 from das_gpu.timescale import TimeScale
 from das_gpu.windows import Piece, covering, envelopes_db, reach
 
 if TYPE_CHECKING:
     import xarray as xr
+
+_WHOLE: dict[str, Setting] = {
+    "tile.bands": 1,
+    "tile.overlap_time": 0.0,
+    "tile.overlap_channels": 0.0,
+    "image.format": "npy",
+}
+"""All channels as one tile, each sample in one window."""
 
 
 def envelope(dataarray: xr.DataArray, recipe: Recipe | None = None) -> xr.DataArray:
@@ -54,14 +62,16 @@ def envelope(dataarray: xr.DataArray, recipe: Recipe | None = None) -> xr.DataAr
         coordinate in metres, or ``archive.channel_spacing_m``, says how much cable is covered.
     recipe : Recipe, optional
         The ``continuous`` preset by default. Its selection counts the array's own channels;
-        ``tile.bands`` and what concerns images are not looked at.
+        ``tile.bands``, overlaps and what concerns images, but for ``image.units``, are not looked
+        at.
 
     Returns
     -------
     xarray.DataArray
         Dims in the same order, the coordinates of the kept samples and channels (for
         ``channel_reduce = "mean"`` the means of numeric ones), values of ``compute.dtype``. Its
-        ``units`` are ``dB re 1e-6 count``, or of the array's own unit; ``processing`` says what
+        ``units`` are ``dB re 1e-6 count``, or of the array's own unit, or ``dB re 1 strain`` when
+        the recipe asks for strain; ``processing`` says what
         was done. The level is -inf where the envelope is 0, as in channels that are dead in a
         window (constant, or not finite somewhere); windows that the clock jumps in are NaN.
 
@@ -89,7 +99,7 @@ def envelope(dataarray: xr.DataArray, recipe: Recipe | None = None) -> xr.DataAr
     along_channels, along_time = dims_of(dataarray)
     clock = SampleClock.of(dataarray, along_time)
     acquisition = acquisition_of(dataarray, recipe, along_channels, along_time, clock)
-    asked = recipe.with_settings({"tile.bands": 1, "image.format": "npy"})
+    asked = recipe.with_settings(_WHOLE)
     sample_range = clock.sample_range(recipe.selection)
     draft = _draft(acquisition, asked, sample_range)
     samples, kept = _channels(dataarray, draft, along_channels, along_time)
@@ -97,6 +107,8 @@ def envelope(dataarray: xr.DataArray, recipe: Recipe | None = None) -> xr.DataAr
     n_kept = sum(piece.samples for piece in pieces)
     job = _Job(clock.scale, pieces, compiled=n_kept * samples.shape[0] >= FAST_SAMPLES)
     values = _compute(samples, clock.values, job, common_mode=pieces[0].plan.common_mode)
+    if offset_db := units.offset_db(acquisition, asked):
+        values = values + values.dtype.type(offset_db)
     times = slice(sample_range[0], sample_range[1], draft.time_step)
     made = xr.DataArray(
         values,

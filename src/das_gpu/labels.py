@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from das_gpu.clock import rate_of
+from das_gpu.discover import Labelled, optics, quantity
 from das_gpu.errors import UsageError
 from das_gpu.group import plain_name
 from das_gpu.model import Acquisition
@@ -177,6 +178,7 @@ def acquisition_of(
             spacing_m = abs(distances_m[-1] - distances_m[0]) / max(1, len(distances_m) - 1)
             origin = "the distance coordinate"
     times_ns = clock.ns(0, 1) if clock.variable is not None else np.zeros(1, np.int64)
+    own = Labelled(str(dataarray.name or "the array"), dataarray.attrs)
     return Acquisition(
         shape=shape,
         chunk_shape=shape,
@@ -188,6 +190,8 @@ def acquisition_of(
         last_ns=int(times_ns[0]),
         channel_spacing_origin=origin,
         distances_m=distances_m,
+        optics=optics((own,), recipe.archive),
+        quantity=quantity(own, (own,)),
     )
 
 
@@ -209,6 +213,9 @@ def _distances_m(dataarray: xr.DataArray, along_channels: str) -> tuple[float, .
 def attributes_of(dataarray: xr.DataArray, plan: Plan, draft: Plan) -> dict[str, Any]:
     """What the result is, and what was done."""
     unit = str(dataarray.attrs.get("units", "count"))
+    reference = f"1e-6 {'count' if unit == 'counts' else unit}"
+    if draft.recipe.image.units != "counts":
+        reference = draft.recipe.image.db_reference
     recipe, band = draft.recipe, draft.recipe.filter
     corners = f"{band.low_hz:g}-{band.high_hz:g} Hz"
     steps = [
@@ -228,7 +235,7 @@ def attributes_of(dataarray: xr.DataArray, plan: Plan, draft: Plan) -> dict[str,
         steps.insert(0, f"{kept} {draft.channel_step} channels")
     return {
         "long_name": "envelope",
-        "units": f"dB re 1e-6 {'count' if unit == 'counts' else unit}",
+        "units": f"dB re {reference}",
         "processing": "; ".join(steps),
         "notes": " ".join(plan.notes),
         "sampling_rate_hz": draft.acquisition.sampling_rate_hz / draft.time_step,

@@ -22,7 +22,7 @@ import numpy as np
 from das_gpu.errors import UsageError
 from das_gpu.hashed import HashedFile
 from das_gpu.keys import MANIFEST_KEYS
-from das_gpu.model import TileRecord
+from das_gpu.model import OPTIONAL_FIELDS, TileRecord
 from das_gpu.runfile import Store
 from das_gpu.segmentfile import Row, file_of, place_of
 
@@ -92,10 +92,12 @@ def tables(sink: Store, formats: Collection[Format]) -> Iterator[list[Table]]:
 def columns(row: Mapping[str, object] | None) -> dict[str, str]:
     """Columns of the table that a row belongs to: name -> type, as `TileRecord` declares it.
 
-    A run has images or arrays; without a row it has neither, and the column is the images'.
+    A run has images or arrays; without a row it has neither, and the column is the images'. What
+    only some runs have is a column of theirs.
     """
-    absent = "array_file" if row is None or "file_name" in row else "file_name"
-    return {each.name: str(each.type) for each in fields(TileRecord) if each.name != absent}
+    absent = {"array_file" if row is None or "file_name" in row else "file_name"}
+    absent |= set(OPTIONAL_FIELDS) - set(row or ())
+    return {each.name: str(each.type) for each in fields(TileRecord) if each.name not in absent}
 
 
 def delivered(rows: Sequence[Row]) -> list[Row]:

@@ -109,6 +109,8 @@ class Acquisition:
         Secret-free description of the chunk encoding, part of the run's identity.
     optics : Optics or None
         None when neither archive nor recipe says the gauge length.
+    quantity : str
+        What the archive says that its samples are, when that is not counts, and where it says so.
     positions : Positions or None
         Of the channels, where a table of them was given.
     """
@@ -126,6 +128,7 @@ class Acquisition:
     distances_m: tuple[float, ...] | None = None
     codec: str = ""
     optics: Optics | None = None
+    quantity: str = ""
     positions: Positions | None = None
 
     @property

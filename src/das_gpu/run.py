@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from das_gpu import host
 from das_gpu.archive import Archive
-from das_gpu.backends import OVERLAP, Selected
+from das_gpu.backends import Selected
 from das_gpu.crew import Crew, Hiring, Kind, hire
 from das_gpu.dispatch import Dispatch, Progress, Tally
 from das_gpu.errors import DasGpuError, UsageError
@@ -231,8 +231,6 @@ def extract(
     archive, plan = prepare(source, recipe, segment_minutes=segment_minutes, access=access)
     if backend == "auto" and identity is not None:
         backend = identity.get("backend", backend)
-    if plan.recipe.tile.overlap_channels:
-        backend = _on_cpu(backend, cluster)
     fast = compiled_loops(plan, fast)
     # A chunk that is asked for with patience gives no sign meanwhile.
     stall_s = max(60 * stall_minutes, 1.5 * access.patience.total_s)
@@ -306,13 +304,6 @@ def extract(
         summary = _summary(bench, crew, ledger, tally, manifests)
         _log.info("run ended", extra=facts(tiles=summary.tiles, seconds=summary.seconds))
         return summary
-
-
-def _on_cpu(backend: str, cluster: Kind | None) -> str:
-    """The CPU, which alone draws tiles that overlap along the cable, unless the GPU was named."""
-    if backend == "gpu" or cluster == "cuda":
-        raise UsageError(OVERLAP)
-    return "cpu"
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from das_gpu.archive import Archive
 from das_gpu.chunks import StoredArray
 from das_gpu.errors import ChunkCorruptError, ChunkError, ChunkMissingError
 from das_gpu.model import Status
+from das_gpu.timescale import jumps_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,12 +187,3 @@ class Timeline:
                 nearest = abs(place - sample)
                 known_ns, known = int(piece.times_ns[place - piece.start]), place
         return known_ns + round((sample - known) * self._period_ns)
-
-
-def jumps_of(values: NDArray[np.int64], period: float) -> NDArray[np.intp]:
-    """Places of the values before which there is a step that is not about one period.
-
-    Off by more than half of it, or backwards.
-    """
-    found: NDArray[np.intp] = 1 + np.flatnonzero(np.abs(np.diff(values) - period) > period / 2)
-    return found

@@ -1,4 +1,4 @@
-"""Stored time values -> nanoseconds since 1970-01-01 UTC, and their text.
+"""Stored time values -> nanoseconds since 1970-01-01 UTC, their text, and where they jump.
 
 Units and reference times are those of the CF conventions, section 4.4.
 """
@@ -134,3 +134,12 @@ def _epoch_ns(match: re.Match[str], name: str) -> int:
     zone = re.fullmatch(r"([+-])(\d{1,2}):?(\d{2})?", match["zone"] or "")
     offset = int(zone[1] + "1") * (int(zone[2]) * 60 + int(zone[3] or 0)) if zone else 0
     return midnight + ((hours * 60 + minutes - offset) * 60 + seconds) * _NS["s"] + fraction
+
+
+def jumps_of(values: NDArray[np.int64], period: float) -> NDArray[np.intp]:
+    """Places of the values before which there is a step that is not about one period.
+
+    Off by more than half of it, or backwards.
+    """
+    found: NDArray[np.intp] = 1 + np.flatnonzero(np.abs(np.diff(values) - period) > period / 2)
+    return found

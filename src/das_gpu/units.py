@@ -19,10 +19,16 @@ def optics_of(acquisition: Acquisition, recipe: Recipe) -> Optics | None:
     Raises
     ------
     RecipeError
-        Strain is asked for, and the gauge length is not known.
+        Strain is asked for, and the gauge length is not known, or samples are no counts.
     """
     if recipe.image.units == "counts":
         return None
+    if acquisition.quantity:
+        raise RecipeError(
+            "Strain is made of counts of optical phase, and what this archive holds is not that: "
+            f"its samples are {acquisition.quantity}. Leave out --units strain: levels are then "
+            "in dB re 1e-6 of the samples' own unit."
+        )
     if acquisition.optics is None:
         raise RecipeError(
             "Strain is asked for, and neither the archive's attributes (GaugeLength) nor the "
@@ -40,6 +46,16 @@ def offset_db(acquisition: Acquisition, recipe: Recipe) -> float:
 def notes(acquisition: Acquisition, recipe: Recipe) -> Iterator[str]:
     """What a user should know of the units before the run."""
     optics = optics_of(acquisition, recipe)
+    if acquisition.quantity:
+        yield (
+            f"The archive's samples are {acquisition.quantity}: wherever levels are said to be in "
+            "dB re 1e-6 count, it is 1e-6 of that unit."
+        )
+    if optics is not None and acquisition.dtype.startswith("float"):
+        yield (
+            f"The samples are {acquisition.dtype}: they are taken for counts of 2 pi / 2^16 rad of "
+            "optical phase."
+        )
     if optics is not None:
         yield (
             f"Levels are dB re {recipe.image.db_reference}: 1 count is "

@@ -24,7 +24,8 @@ from das_gpu.plan import plan as lay_out
 from das_gpu.process import design
 from das_gpu.recipe import Recipe
 from das_gpu.spans import archive_window, core, row_spans
-from das_gpu.timeline import Cuts, jumps_of
+from das_gpu.timeline import Cuts
+from das_gpu.timescale import jumps_of
 
 _KEPT = tuple(np.dtype(name) for name in ("i2", "i4", "f4", "f8"))
 """Types of samples that every backend takes as they are; others become float64."""

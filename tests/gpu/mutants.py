@@ -49,6 +49,7 @@ BACKEND = tuple(
 )
 ORDER_TESTS = (
     "tests/gpu/test_order.py",
+    "tests/gpu/test_resident.py",
     "tests/gpu/test_backend.py::test_no_order_of_the_device_changes_a_byte",
     "tests/gpu/test_backend.py::test_segments_at_once_share_no_stream_and_no_plan",
 )
@@ -108,6 +109,8 @@ def order_mutants(file: str, text: str) -> list[Mutant]:
     for begin, old, new in sorted(found):
         name = f"{stem}.{_function_at(tree, text.count(chr(10), 0, begin) + 1)}: {old} -> {new}"
         argument = ORDER_ARGUMENTS.get(name, "")
+        before = sum(mutant.name.startswith(name) for mutant in made)
+        name += f" ({1 + before})" if before else ""
         made.append(Mutant(name, file, old, new, ORDER_TESTS, argument, begin))
     return made
 

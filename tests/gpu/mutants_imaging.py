@@ -26,6 +26,7 @@ _IMAGES = _run("images_are_the_cpu_backends")
 _PILLOW = _run("pillows_images_are_identical")
 _BLACK = _run("a_band_without_levels_is_black")
 _EQUAL = _run("equal_limits_are_black")
+_OVERLAP = _run("bands_may_overlap")
 
 
 _COMMON_MODE = (
@@ -67,9 +68,16 @@ _COMMON_MODE = (
     replaced(
         "pick_channels: spare channels count as dead",
         "common_mode.cu",
-        "} else if (channel / band_channels < bands) {",
-        "} else {",
+        "band < bands && band * band_stride",
+        "band * band_stride",
         _FACTS,
+    ),
+    replaced(
+        "pick_channels: a channel is dead in one band only",
+        "common_mode.cu",
+        "; ++band)\n                atomicAdd",
+        "; band = bands)\n                atomicAdd",
+        _OVERLAP,
     ),
     without(
         "pick_channels: no barrier before the dead are counted",
@@ -171,6 +179,13 @@ _ENVELOPE_DB = (
         "if (true) {",
         _run("other_scales_are_the_cpu_backends_and_need_no_further_launch"),
     ),
+    replaced(
+        "envelope_db: bands lie side by side",
+        "envelope_db.cu",
+        "channel = (long long)band * band_stride",
+        "channel = (long long)band * band_channels",
+        _OVERLAP,
+    ),
     without(
         "envelope_db: no barrier before counting",
         "envelope_db.cu",
@@ -224,6 +239,13 @@ _LEVELS = (
         _PERCENTILES,
         "!alive[row] || ",
     ),
+    replaced(
+        "levels: bands lie side by side",
+        "levels.cu",
+        "live[(long long)band * band_stride",
+        "live[(long long)band * band_channels",
+        _OVERLAP,
+    ),
     without(
         "levels: aligned warps count what is not theirs",
         "levels.cu",
@@ -273,9 +295,23 @@ _GREY_RESIZE = (
     replaced(
         "along_time: dead channels are drawn",
         "grey_resize.cu",
-        "(!TIME_FIRST || live[(long long)band * band_rows + row0 + thread])",
+        "(!TIME_FIRST || live[(long long)band * band_stride + row0 + thread])",
         "true",
         _IMAGES,
+    ),
+    replaced(
+        "along_time: bands lie side by side",
+        "grey_resize.cu",
+        "live[(long long)band * band_stride + row0",
+        "live[(long long)band * band_rows + row0",
+        _OVERLAP,
+    ),
+    replaced(
+        "along_channels: bands lie side by side",
+        "grey_resize.cu",
+        "live[(long long)band * band_stride + i]",
+        "live[row]",
+        _OVERLAP,
     ),
     replaced(
         "along_time: time goes right where it should go down",
@@ -315,7 +351,7 @@ _GREY_RESIZE = (
     replaced(
         "along_channels: dead channels are drawn",
         "grey_resize.cu",
-        "if (live[row]) value =",
+        "if (alive) value =",
         "value =",
         _PILLOW,
     ),

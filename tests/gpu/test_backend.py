@@ -79,6 +79,11 @@ def assert_same(device: Stage, store: Path, recipe: Recipe, folder: Path, **opti
         pytest.param(small(median__kind="auto"), id="live channels span too little for a median"),
         pytest.param(small(image__format="npy"), id="arrays"),
         pytest.param(small(tile__overlap_time=0.5), id="tiles that overlap in time"),
+        pytest.param(small(tile__overlap_channels=0.5), id="tiles that overlap along the cable"),
+        pytest.param(
+            small(tile__overlap_channels=0.3, image__format="npy", tile__bands=3),
+            id="arrays that overlap along the cable",
+        ),
         pytest.param(small(image__format="png16", image__orientation="time-right"), id="16 bits"),
         pytest.param(small(image__scale="tile"), id="lowest to highest"),
         pytest.param(small(image__scale="fixed:130:160"), id="fixed levels"),

@@ -61,15 +61,20 @@ def make(
     *,
     dtype: str = "float32",
     spare: int = 0,
+    stride: int | None = None,
     before: int = 3,
     after: int = 2,
     dead: float = 0.2,
     seed: int = 0,
     **changed: Any,
 ) -> Made:
-    """Noise on `spare` channels beyond the bands and on samples around the core, too."""
+    """Noise on `spare` channels beyond the bands and on samples around the core, too.
+
+    With a `stride` less than a band's width bands overlap.
+    """
     rng = np.random.default_rng(seed)
-    channels, length = bands * width + spare, before + samples + after
+    apart = stride or width
+    channels, length = (bands - 1) * apart + width + spare, before + samples + after
     noise = rng.normal(size=(2, channels, length)) * 100
     signal = (noise[0] + 1j * noise[1]).astype(np.result_type(dtype, np.complex64))
     live = (rng.random(channels) >= dead).astype(np.uint8)
@@ -77,10 +82,10 @@ def make(
         live[:] = 0
         live[channels // 2] = 1
     signal[live == 0] = 0
-    made = chain(bands, width, samples, dtype=np.dtype(dtype), **changed)
+    made = chain(bands, width, samples, dtype=np.dtype(dtype), band_stride=stride, **changed)
     if "distance_m" not in changed:
         made = replace(made, distance_m=np.arange(channels, dtype=np.float64) * 10)
-    row = RowShape(channels, length, before, samples, bands, width, np.dtype(dtype))
+    row = RowShape(channels, length, before, samples, bands, width, apart, np.dtype(dtype))
     return Made(made, row, signal, live)
 
 
@@ -549,7 +554,26 @@ def test_the_order_follows_pillows_version(
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("scale", ["percentile:0.5", "tile", "fixed:110:160"])
 def test_a_rows_images_are_the_cpu_backends(scale: str, dtype: str) -> None:
-    made = make(3, 40, 90, dtype=dtype, spare=4, dead=0.05, picture=SMALL, scale=Scale.parse(scale))
+    assert_row_agrees(
+        make(3, 40, 90, dtype=dtype, spare=4, dead=0.05, picture=SMALL, scale=Scale.parse(scale))
+    )
+
+
+@pytest.mark.parametrize(
+    ("stride", "samples", "picture"),
+    [(25, 90, SMALL), (1, 90, SMALL), (17, 18, replace(SMALL, resize="pillow"))],
+    ids=["overlapping", "one channel apart", "pillow, channels first"],
+)
+def test_bands_may_overlap(stride: int, samples: int, picture: Picture) -> None:
+    """Dead channels are dead in each band that has them."""
+    assert_row_agrees(
+        make(5, 40, samples, stride=stride, spare=4, dead=0.2, picture=picture, scale=PERCENTILES)
+    )
+
+
+def assert_row_agrees(made: Made) -> None:
+    """Images, levels and facts are the CPU backend's."""
+    dtype = made.row.dtype.name
     held = run(made)
     with workspace(made.chain) as work:
         signal = cpu.Signal(made.core, made.live.astype(bool))
@@ -612,4 +636,6 @@ def test_impossible_rows_are_refused(changed: dict[str, Any], told: str) -> None
 
 def test_the_row_follows_the_chain() -> None:
     made = chain(4, 6, 25, length=101, core0=20, step=2)
-    assert RowShape.of(made) == RowShape(24, 51, 10, 25, 4, 6, np.dtype("float32"))
+    assert RowShape.of(made) == RowShape(24, 51, 10, 25, 4, 6, 6, np.dtype("float32"))
+    overlapping = replace(made, band_stride=4)
+    assert RowShape.of(overlapping).band_stride == 4

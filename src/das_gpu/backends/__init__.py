@@ -28,13 +28,6 @@ MEDIAN_CHANNELS = 1024
 channel's noise."""
 
 
-OVERLAP = (
-    "The GPU draws bands side by side; tiles that overlap along the cable are drawn on the CPU: "
-    "give --backend cpu, or an overlap in time alone, as --overlap 0.5."
-)
-"""Why a recipe is refused there."""
-
-
 @dataclass(frozen=True)
 class Picture:
     """How an envelope tile becomes an image.

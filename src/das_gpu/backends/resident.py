@@ -64,8 +64,9 @@ class Resident:
             self._from_host(made, kept)
         else:
             low = np.where(np.isfinite(levels[:, 0]), levels[:, 0], 0.0)
-            for channel in np.flatnonzero(~live[: kept.shape[0]]).tolist():
-                kept[channel] = low[channel // width]
+            for band in range(chain.bands):
+                for channel in np.flatnonzero(~live[chain.band(band)]).tolist():
+                    kept[band * width + channel] = low[band]
             self._stream.synchronize()
         return [kept[band * width : (band + 1) * width] for band in range(chain.bands)]
 
@@ -111,6 +112,6 @@ def arrays(
     for band, (low, _, floor) in enumerate(levels):
         rows = slice(band * chain.band_channels, (band + 1) * chain.band_channels)
         array = np.maximum(db[rows], floor).astype(np.float32)
-        array[~live[rows]] = low if np.isfinite(low) else 0.0
+        array[~live[chain.band(band)]] = low if np.isfinite(low) else 0.0
         made.append(array)
     return made

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from das_gpu.backends import MEDIAN_CHANNELS, OVERLAP, Array, Chain
+from das_gpu.backends import MEDIAN_CHANNELS, Array, Chain
 from das_gpu.backends.resizing import Resizing
-from das_gpu.errors import UsageError
 
 FACTS = 4
 """Numbers in ``facts`` before the dead channels of each band."""
@@ -28,11 +27,13 @@ class RowShape:
     Attributes
     ----------
     channels : int
-        Kept channels of the signal; the first ``bands * band_channels`` of them make images.
+        Kept channels of the signal; those of the bands make images.
     row_length, first, samples : int
         Values in a channel of the signal, of which ``[first, first + samples)`` are the core.
     bands, band_channels : int
         Tiles, and channels in each.
+    band_stride : int
+        Channels from a band's first to the next one's; fewer than it has where bands overlap.
     dtype : numpy.dtype
         float32 or float64.
 
@@ -49,6 +50,7 @@ class RowShape:
     samples: int
     bands: int
     band_channels: int
+    band_stride: int
     dtype: np.dtype[Any]
 
     def __post_init__(self) -> None:
@@ -57,35 +59,32 @@ class RowShape:
                 f"A tile of {self.band_channels} channels x {self.samples} samples has more values "
                 f"than can be counted ({_MOST_COUNTED})."
             )
-        if self.bands * self.band_channels > self.channels:
-            raise ValueError(f"{self.bands} x {self.band_channels} of {self.channels} channels.")
+        if (self.bands - 1) * self.band_stride + self.band_channels > self.channels:
+            raise ValueError(
+                f"{self.bands} x {self.band_channels}, {self.band_stride} apart, of "
+                f"{self.channels} channels."
+            )
         if self.first + self.samples > self.row_length:
             raise ValueError(f"The core ends beyond the {self.row_length} values of a channel.")
 
     @classmethod
     def of(cls, chain: Chain) -> RowShape:
-        """The shape of the rows that a chain makes.
-
-        Raises
-        ------
-        UsageError
-            When bands share channels, which the kernels do not know.
-        """
-        if chain.overlapping:
-            raise UsageError(OVERLAP)
+        """The shape of the rows that a chain makes."""
+        width, stride = chain.band_channels, chain.band_stride
         return cls(
             channels=chain.distance_m.size,
             row_length=-(-chain.length // chain.step),
             first=chain.core0 // chain.step,
             samples=chain.tile_samples,
             bands=chain.bands,
-            band_channels=chain.band_channels,
+            band_channels=width,
+            band_stride=width if stride is None else stride,
             dtype=chain.dtype,
         )
 
     @property
     def image_channels(self) -> int:
-        """Channels that make images."""
+        """Channels of all images: where bands overlap, those that they share count for each."""
         return self.bands * self.band_channels
 
 

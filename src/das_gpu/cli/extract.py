@@ -12,7 +12,7 @@ from das_gpu.cli.demo import resolve_demo
 from das_gpu.cli.options import LOADERS, OUTPUT, RUNNING, OutputOptions, RecipeOptions, option
 from das_gpu.cli.places import Out, Source
 from das_gpu.cli.plan import show
-from das_gpu.cli.report import page_at_end
+from das_gpu.cli.report import EarlyPage, page_at_end
 from das_gpu.cli.stop import stoppable
 from das_gpu.errors import UsageError
 
@@ -145,6 +145,7 @@ def extract(
     resolve_demo(source)
     from das_gpu import run
 
+    early = EarlyPage()
     with stoppable(), console.progress_bar("extracting") as bar:
         summary = run.extract(
             source,
@@ -167,7 +168,7 @@ def extract(
             out_access=out_access,
             log_json=log_json,
             on_start=_announce,
-            on_progress=lambda progress: _show(bar, progress),
+            on_progress=lambda progress: _show(bar, progress, early),
         )
     for warning in summary.warnings:
         console.note(warning)
@@ -175,10 +176,9 @@ def extract(
     console.detail(f"read: {summary.chunks:,} chunks, {read} as stored")
     for line in summary_lines(summary, out):
         console.say(line)
-    page = page_at_end(out, out_access)
+    page = page_at_end(out, out_access, changed=not summary.finished_before)
     if as_json:
-        facts = _facts(summary, out)
-        console.write_json({**facts, "report": None if page is None else page.page})
+        console.write_json({**_facts(summary, out), "report": page})
     return summary.exit_code
 
 
@@ -193,8 +193,10 @@ def _announce(plan: Plan, selected: Selected) -> None:
     console.say(f"Computing on the {selected.backend.kind.upper()}, {selected.reason.rstrip('.')}.")
 
 
-def _show(bar: console.ProgressBar, progress: Progress) -> None:
-    """Draw where a run stands."""
+def _show(bar: console.ProgressBar, progress: Progress, early: EarlyPage) -> None:
+    """Draw where a run stands, and get ready for its end."""
+    if progress.done_tiles:
+        early.begin()
     left = progress.remaining_s
     rate = f"{progress.tiles_per_s:.1f} tiles/s" if progress.done_tiles else "starting"
     detail = f"{progress.done_tiles}/{progress.total_tiles} tiles, {rate}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from das_gpu.cli import console
@@ -14,7 +15,7 @@ _SHOWN = 10
 
 
 def gap_facts(document: Document) -> list[dict[str, Any]]:
-    """Gaps between files, ready for JSON."""
+    """Gaps between files and inside them, ready for JSON."""
     from das_gpu.timescale import iso_time
 
     return [
@@ -31,20 +32,24 @@ def gap_facts(document: Document) -> list[dict[str, Any]]:
 
 
 def gap_rows(document: Document) -> list[tuple[str, str]]:
-    """Gaps between files, for people: how many, and the first few."""
+    """Gaps between files and inside them, for people: how many, and the first few."""
     gaps = gap_facts(document)
     if not gaps:
-        return [("gaps", "none between files")]
-    seconds = sum(gap["seconds"] for gap in gaps)
+        return [("gaps", "none")]
+    seconds = sum(max(0.0, gap["seconds"]) for gap in gaps)
     many = "1 gap" if len(gaps) == 1 else f"{len(gaps):,} gaps"
-    rows = [("gaps", f"{many} between files, {_length(seconds)} in all")]
-    rows += [
-        ("gap", f"{_length(gap['seconds'])} after {gap['after']}, from {gap['start_time']}")
-        for gap in gaps[:_SHOWN]
-    ]
+    rows = [("gaps", f"{many}, {_length(seconds)} in all")]
+    rows += [("gap", _text(gap)) for gap in gaps[:_SHOWN]]
     if len(gaps) > _SHOWN:
         rows.append(("", f"and {len(gaps) - _SHOWN:,} more: --json lists all"))
     return rows
+
+
+def _text(gap: Mapping[str, Any]) -> str:
+    place = "inside" if gap["after"] == gap["before"] else "after"
+    seconds = gap["seconds"]
+    what = _length(seconds) if seconds >= 0 else f"the clock goes back {_length(-seconds)}"
+    return f"{what} {place} {gap['after']}, from {gap['start_time']}"
 
 
 def _length(seconds: float) -> str:

@@ -38,10 +38,11 @@ def index(
     """Index HDF5 recordings, to be read where they are as one archive.
 
     No sample is copied: the index says where in the files the samples lie, so the files must stay
-    where and as they are; those below the folder of the index may be moved with it. Gaps between
-    files are found and listed; files that overlap, or that differ in channels, type or rate, are
-    refused. OptaSense's layout (ProdML) is read, and what DASCore understands. Extract, info, plan
-    and preview take the index as SOURCE. Needs the extra hdf5: pip install 'das-gpu[hdf5]'.
+    where and as they are; those below the folder of the index may be moved with it. Gaps, between
+    files and inside them, are found and listed; files that overlap, or that differ in channels,
+    type or rate, are refused. OptaSense's layout (ProdML) is read, and what DASCore understands.
+    Extract, info, plan and preview take the index as SOURCE. Needs the extra hdf5: pip install
+    'das-gpu[hdf5]'.
     """
     from das_gpu.index import index_files
 

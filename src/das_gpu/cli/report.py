@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -48,7 +50,28 @@ def report(
     return 0
 
 
-def page_at_end(out: str | Path, access: Access) -> Report | None:
+class EarlyPage:
+    """Loads what the page of a run needs while the run is at work, once it has begun to deliver."""
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def begin(self) -> None:
+        """Begin, in a thread of its own; again does nothing."""
+        if not self._begun:
+            self._begun = True
+            threading.Thread(target=self._load, name="das-gpu-page", daemon=True).start()
+
+    @staticmethod
+    def _load() -> None:
+        # What is wrong is said when the page is to be written.
+        with suppress(Exception):
+            from das_gpu.report import load
+
+            load()
+
+
+def page_at_end(out: str | Path, access: Access, *, changed: bool = True) -> str | None:
     """Write the page at the end of a run, if that can be done; what is wrong is said.
 
     Parameters
@@ -57,15 +80,21 @@ def page_at_end(out: str | Path, access: Access) -> Report | None:
         As `extract` was given it.
     access : Access
         How it is reached.
+    changed : bool
+        False when the run had nothing to do: a page that is there is left as it is.
 
     Returns
     -------
-    Report or None
-        None when there is no page: the run is what it is without one.
+    str or None
+        Where it is. None when there is no page: the run is what it is without one.
     """
     try:
+        from das_gpu.report import current
         from das_gpu.report import report as write
 
+        if not changed and (there := current(out, access)) is not None:
+            console.say(f"Page: {there}.")
+            return there
         written = write(out, access, within_s=_PATIENCE_S)
     except Exception as error:  # noqa: BLE001 - no page is worth more than the run it is of
         console.note(
@@ -80,7 +109,7 @@ def page_at_end(out: str | Path, access: Access) -> Report | None:
             f"report {out}"
         )
     console.say(told)
-    return written
+    return written.page
 
 
 def _drawn_on(bar: console.ProgressBar) -> Callable[[int, int], None]:

@@ -202,13 +202,16 @@ def _check_alike(files: Sequence[Recorded]) -> None:
 
 
 def _gaps(files: Sequence[Recorded]) -> Iterator[FileGap]:
-    """Places where a file begins later than half a sample period after it should."""
-    sample = 0
-    for before, after in pairwise(files):
-        sample += before.samples
+    """Places where times are off by more than half a sample period, in files and between them."""
+    first = 0
+    for number, file in enumerate(files):
+        before = files[number - 1] if number else file
         expected_ns = before.last_ns + round(before.step_ns)
-        if after.start_ns - expected_ns > 0.5 * before.step_ns:
-            yield FileGap(sample, before.name, after.name, expected_ns, after.start_ns)
+        if number and file.start_ns - expected_ns > 0.5 * before.step_ns:
+            yield FileGap(first, before.name, file.name, expected_ns, file.start_ns)
+        for sample, missing_ns, found_ns in file.jumps:
+            yield FileGap(first + sample, file.name, file.name, missing_ns, found_ns)
+        first += file.samples
 
 
 # --- the group ----------------------------------------------------------------------------

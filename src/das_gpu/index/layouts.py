@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from das_gpu.errors import SourceError, UsageError
 from das_gpu.index.hdf5 import Piece, StoredFile, opened, piece_of
+from das_gpu.timescale import jumps_of
 
 COMPANIONS = ("RawDataSampleCount", "GpsStatus", "GpBits")
 """Variables along time that are taken along where a file has them."""
@@ -25,6 +27,22 @@ COMPANIONS = ("RawDataSampleCount", "GpsStatus", "GpBits")
 _scanning = threading.Lock()
 """PyTables, which DASCore uses, is not made for several threads."""
 _DTYPES = ("int16", "int32", "float32", "float64")
+
+
+class Jump(NamedTuple):
+    """A step of a file's times that is not one sample period.
+
+    Attributes
+    ----------
+    sample : int
+        The first after it, counted in the file.
+    expected_ns, found_ns : int
+        Time that it should have, and the one it has.
+    """
+
+    sample: int
+    expected_ns: int
+    found_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +63,8 @@ class Recorded:
         Sample period.
     times : Piece or None
         Microseconds since 1970 of every sample, where the file holds them.
+    jumps : tuple of Jump
+        Where these times do not go on at once.
     companions : mapping of str to Piece
         Further variables along time.
     distances_m : (float, float) or None
@@ -60,6 +80,7 @@ class Recorded:
     last_ns: int
     step_ns: float
     times: Piece | None = None
+    jumps: tuple[Jump, ...] = ()
     companions: Mapping[str, Piece] = field(default_factory=dict)
     distances_m: tuple[float, float] | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
@@ -118,7 +139,8 @@ def _read_prodml(root: Any, raw: Any, name: str) -> Recorded:
     _check_data(data, name)
     axis = _prodml_time_axis(data, raw, int(times.size), name)
     samples = int(data.shape[axis])
-    start_us, last_us = int(times[0]), int(times[-1])
+    times_us = times[:].astype(np.int64)
+    start_us, last_us = int(times_us[0]), int(times_us[-1])
     rate_hz = _number(raw.attrs.get("OutputDataRate"))
     if samples > 1 and last_us <= start_us:
         raise SourceError(
@@ -127,7 +149,7 @@ def _read_prodml(root: Any, raw: Any, name: str) -> Recorded:
         )
     if rate_hz is None and samples < 2:
         raise SourceError(f"{name} says no OutputDataRate and holds one sample. Leave it out.")
-    measured_ns = (last_us - start_us) * 1000 / max(1, samples - 1)
+    step_ns = _measured_ns(times_us) if rate_hz is None else 1e9 / rate_hz
     custom = root["Acquisition"].get("Custom")
     custom = custom if hasattr(custom, "keys") else {}
     found = {key: raw.get(key, custom.get(key)) for key in COMPANIONS}
@@ -137,8 +159,9 @@ def _read_prodml(root: Any, raw: Any, name: str) -> Recorded:
         time_axis=axis,
         start_ns=start_us * 1000,
         last_ns=last_us * 1000,
-        step_ns=measured_ns if rate_hz is None else 1e9 / rate_hz,
+        step_ns=step_ns,
         times=piece_of(times, name),
+        jumps=tuple(_jumps(times_us, step_ns)),
         companions={
             key: piece_of(one, name)
             for key, one in found.items()
@@ -146,6 +169,20 @@ def _read_prodml(root: Any, raw: Any, name: str) -> Recorded:
         },
         attributes=_attributes(root["Acquisition"]) | _attributes(raw),
     )
+
+
+def _measured_ns(times_us: NDArray[np.int64]) -> float:
+    """Sample period that times show where they do not jump."""
+    steps = np.diff(times_us)
+    even = np.delete(steps, jumps_of(times_us, float(np.median(steps))) - 1)
+    return float(even.mean()) * 1000
+
+
+def _jumps(times_us: NDArray[np.int64], step_ns: float) -> Iterator[Jump]:
+    """Where times do not go on at once."""
+    for sample in jumps_of(times_us, step_ns / 1000).tolist():
+        before_ns, found_ns = (int(times_us[n]) * 1000 for n in (sample - 1, sample))
+        yield Jump(sample, before_ns + round(step_ns), found_ns)
 
 
 def _prodml_time_axis(data: Any, raw: Any, samples: int, name: str) -> int:
@@ -258,11 +295,18 @@ def _find_data(root: Any, samples: int, axis: int, distance: Any, name: str) -> 
     return found[0]
 
 
-def _setup(summary: Any) -> dict[str, float]:
-    """Gauge length and pulse width, under the names that ProdML has for them."""
+def _setup(summary: Any) -> dict[str, float | str]:
+    """Gauge length, pulse width, what samples are: mostly under the names that ProdML has."""
     named = {"GaugeLength": "gauge_length", "PulseWidth": "pulse_width"}
-    found = {key: _number(getattr(summary, name, None)) for key, name in named.items()}
-    return {key: number for key, number in found.items() if number is not None}
+    numbers = {key: _number(getattr(summary, name, None)) for key, name in named.items()}
+    unit = getattr(getattr(summary, "data_units", None), "units", None)
+    # In full: how a unit is written otherwise is a setting of the whole process.
+    told = "" if unit is None else f"{unit:D}"
+    texts = {"RawDataUnit": told, "DataType": str(summary.data_type or "")}
+    return {
+        **{key: number for key, number in numbers.items() if number is not None},
+        **{key: text for key, text in texts.items() if text},
+    }
 
 
 def _distances_m(distance: Any) -> tuple[float, float] | None:

@@ -49,6 +49,48 @@ class Report:
     seconds: float
 
 
+def current(out: str | Path, access: Access | None = None) -> str | None:
+    """Where the page of a run is, when nothing has been finished since it was written.
+
+    In a container a page that is there is taken for that.
+
+    Parameters
+    ----------
+    out, access
+        As to `report`.
+
+    Raises
+    ------
+    DestinationError, AccessDeniedError, UsageError
+        As `report`.
+    """
+    from das_gpu.keys import SEGMENTS
+    from das_gpu.sink import LocalSink, open_sink
+
+    sink = open_sink(out, access)
+    if REPORT_KEY not in sink.list(REPORT_KEY):
+        return None
+    if isinstance(sink, LocalSink):
+        # A folder is as old as the last file that came into it.
+        written, last = (Path(sink.location, key).stat() for key in (REPORT_KEY, SEGMENTS))
+        if written.st_mtime_ns < last.st_mtime_ns:
+            return None
+    return f"{sink.location.rstrip('/')}/{REPORT_KEY}"
+
+
+def load() -> None:
+    """Load what `report` needs, so that it need not be waited for at the end of a run."""
+    from importlib import import_module
+
+    from PIL import Image
+
+    from das_gpu.report.page import template
+
+    template()
+    Image.preinit()
+    import_module("tomlkit")  # writes the recipe
+
+
 def report(
     out: str | Path,
     access: Access | None = None,

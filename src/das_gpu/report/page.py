@@ -41,7 +41,7 @@ def page_text(evidence: Evidence, sheets: Sheets) -> str:
     recipe = words.recipe_of(evidence)
     headline, code, steps = words.verdict(evidence)
     style, script = _asset("report.css"), _asset("report.js")
-    return _template().render(
+    return template().render(
         policy=_policy(style, script),
         style=style,
         script=script,
@@ -81,7 +81,8 @@ def page_text(evidence: Evidence, sheets: Sheets) -> str:
 
 
 @cache
-def _template() -> Template:
+def template() -> Template:
+    """The page's template, compiled once."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
@@ -173,6 +174,10 @@ def _bands(evidence: Evidence) -> list[dict[str, Any]]:
     if not layout.rows:
         return []
     made = delivered(tiles).reshape(layout.rows, layout.bands)
+    starts = evidence.distance_m[:-1]
+    stops = evidence.distance_m[1:]
+    if layout.band_stride < layout.band_span:
+        stops = starts + (evidence.distance_m[-1] - evidence.distance_m[-2])
     dead = tiles.dead.reshape(made.shape)
     known = (tiles.quality >= 0).reshape(made.shape)
     rows = []
@@ -185,7 +190,7 @@ def _bands(evidence: Evidence) -> list[dict[str, Any]]:
         levels = [one[np.isfinite(one)] for one in levels]
         rows.append(
             {
-                "km": [f"{metres / 1000:.2f}" for metres in evidence.distance_m[band : band + 2]],
+                "km": [f"{metres / 1000:.2f}" for metres in (starts[band], stops[band])],
                 "channel": layout.channel_start + band * layout.band_stride,
                 "tiles": int(made[:, band].sum()),
                 "levels": [f"{np.median(one):.1f}" if one.size else "-" for one in levels],

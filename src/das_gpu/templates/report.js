@@ -38,6 +38,8 @@
   const dayOf = (ms) => iso(ms).slice(0, 10);
   const clockOf = (ms) => iso(ms).slice(11, 19);
   const km = (value) => value.toFixed(2);
+  // Where bands overlap, one ends behind the next one's beginning, all as wide as the last.
+  const kmStop = (band) => run.channels[3] < run.channels[1] ? run.km[band] + run.km[bands] - run.km[bands - 1] : run.km[band + 1];
   const kmTick = (band) => run.km[band].toFixed(Math.abs(run.km[bands]) < 100 ? 2 : 1);
   const level = (layer, tile) => {
     const step = layer.data[tile];
@@ -47,7 +49,7 @@
 
   function told(tile) {
     const row = Math.floor(tile / bands), band = tile % bands, start = startOf(row);
-    return `${dayOf(start)} ${clockOf(start)} UTC, ${km(run.km[band])} to ${km(run.km[band + 1])} km: ${codes[status[tile]]}`;
+    return `${dayOf(start)} ${clockOf(start)} UTC, ${km(run.km[band])} to ${km(kmStop(band))} km: ${codes[status[tile]]}`;
   }
 
   // --- colours -------------------------------------------------------------------------
@@ -383,7 +385,7 @@
     const row = Math.floor(tile / bands), band = tile % bands, start = startOf(row), list = by("tile-facts");
     const [channel, spanned, step, stride] = run.channels, key = fileOf(tile), image = by("tile-image");
     by("tile").hidden = false;
-    by("tile-title").textContent = `Tile of ${dayOf(start)} ${clockOf(start)} UTC, ${km(run.km[band])} to ${km(stride < spanned ? run.km[band] + run.km[bands] - run.km[bands - 1] : run.km[band + 1])} km`;
+    by("tile-title").textContent = `Tile of ${dayOf(start)} ${clockOf(start)} UTC, ${km(run.km[band])} to ${km(kmStop(band))} km`;
     image.parentElement.hidden = !(key && run.pictures);
     image.alt = `Image of the tile: ${told(tile)}`;
     if (key && run.pictures) image.src = addressOf(key); else image.removeAttribute("src");

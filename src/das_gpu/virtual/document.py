@@ -7,7 +7,7 @@ readers of such references can read it. ``das_gpu`` holds what they do not know:
 files
     Each file with its size and version when it was indexed, its samples and times.
 gaps
-    Where the next file does not go on at once.
+    Where samples do not go on at once, between two files or inside one.
 joined
     Arrays whose chunks do not lie in the files as such; see `das_gpu.virtual.joined`.
 refs
@@ -62,16 +62,17 @@ class IndexedFile:
 
 @dataclass(frozen=True, slots=True)
 class FileGap:
-    """A place between two files where the second does not go on at once.
+    """A place where samples do not go on at once, between two files or inside one.
 
     Attributes
     ----------
     sample : int
         First sample after it.
     after, before : str
-        Names of the files around it.
+        Names of the files around it; twice the same for one inside a file.
     start_ns, stop_ns : int
-        Time at which a sample is missing, and at which samples go on.
+        Time at which a sample is missing, and at which samples go on; earlier than that where a
+        clock was set back.
     """
 
     sample: int
