@@ -177,7 +177,10 @@ class Archive:
         first, last = acquisition.start_ns, acquisition.last_ns
         start, stop = first if start_ns is None else start_ns, stop_ns
         asked = f"{iso_time(start)} to {'the end' if stop is None else iso_time(stop)}"
-        record = f"The record runs from {iso_time(first)} to {iso_time(last)}."
+        record = (
+            f"The record runs from {iso_time(first)} to {iso_time(last)}: choose --start and "
+            "--stop inside of it."
+        )
         if stop is not None and stop <= start:
             raise UsageError(f"The range {asked} is empty: stop must come after start. {record}")
         slack = _EDGE_TOLERANCE_NS

@@ -11,7 +11,7 @@ import os
 import re
 from base64 import b64decode
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -44,11 +44,14 @@ class Secret:
         The key, or the signature without a leading ``?``.
     chain : object or None
         An azure-identity credential, when tokens are sent.
+    origin : str
+        The variable, or @ and the file, in which it was found.
     """
 
     kind: Literal["anonymous", "key", "sas", "token"]
     value: str = ""
     chain: object | None = None
+    origin: str = field(default="", compare=False)
 
     def __repr__(self) -> str:
         return f"<Secret: {self.kind}>"
@@ -113,6 +116,10 @@ class Credential:
             The variable or file that was named is not there or holds nothing of that kind, or
             azure-identity is not installed.
         """
+        secret = self._found(account)
+        return replace(secret, origin=self.where) if self.where else secret
+
+    def _found(self, account: str) -> Secret:
         match self.kind:
             case "anonymous":
                 return ANONYMOUS
@@ -128,7 +135,8 @@ class Credential:
         if secret is None:
             raise UsageError(
                 f"The connection string in {self.where} holds no AccountKey and no "
-                f"SharedAccessSignature for the account {account}."
+                f"SharedAccessSignature for the account {account}. Copy the string of that account "
+                "again, or correct the account's name."
             )
         return secret
 
@@ -185,13 +193,13 @@ def _from_environment(account: str) -> Secret:
     """What the environment holds for an account; its credentials are not sent to another one."""
     named = parse_connection_string(os.environ.get("AZURE_STORAGE_CONNECTION_STRING", ""))
     if (secret := _of_connection(named, account)) is not None:
-        return secret
+        return replace(secret, origin="AZURE_STORAGE_CONNECTION_STRING")
     if os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", account) != account:
         return ANONYMOUS
     if key := os.environ.get("AZURE_STORAGE_ACCOUNT_KEY"):
-        return _key(key)
+        return replace(_key(key), origin="AZURE_STORAGE_ACCOUNT_KEY")
     if signature := os.environ.get("AZURE_STORAGE_SAS_TOKEN"):
-        return _signature(signature)
+        return replace(_signature(signature), origin="AZURE_STORAGE_SAS_TOKEN")
     return ANONYMOUS
 
 
@@ -233,7 +241,8 @@ def _read(where: str) -> str:
         text = os.environ.get(where, "").strip()
         if not text:
             raise UsageError(
-                f"The environment variable {where}, named as the place of a credential, is not set."
+                f"The environment variable {where}, named as the place of a credential, is not "
+                "set. Set and export it, or name another one, or @FILE."
             )
         return text
     path = Path(where[1:]).expanduser()
@@ -242,9 +251,14 @@ def _read(where: str) -> str:
             text = file.read(_LARGEST_FILE).strip()
     except (OSError, UnicodeDecodeError) as error:
         what = getattr(error, "strerror", None) or "it is not a text"
-        raise UsageError(f"The credential's file {path} cannot be read: {what}.") from error
+        raise UsageError(
+            f"The credential's file {path} cannot be read: {what}. Name "
+            "another one, or make it readable for you."
+        ) from error
     if not text:
-        raise UsageError(f"The credential's file {path} is empty.")
+        raise UsageError(
+            f"The credential's file {path} is empty: put the secret into it, and nothing else."
+        )
     return text
 
 
@@ -255,4 +269,4 @@ def _default_chain() -> Secret:
         raise UsageError(
             "The credential 'default' needs the package azure-identity: install das-gpu[azure]."
         ) from error
-    return Secret("token", chain=DefaultAzureCredential())
+    return Secret("token", chain=DefaultAzureCredential(), origin="azure-identity")

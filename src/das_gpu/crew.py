@@ -101,7 +101,9 @@ def hire(hiring: Hiring) -> Iterator[Crew]:
     """
     ways = (hiring.cluster, hiring.scheduler, hiring.scheduler_file)
     if sum(way is not None for way in ways) > 1:
-        raise UsageError("--cluster, --scheduler and --scheduler-file exclude each other.")
+        raise UsageError(
+            "--cluster, --scheduler and --scheduler-file exclude each other: give one."
+        )
     if hiring.attached:
         from das_gpu import cluster
 

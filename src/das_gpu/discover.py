@@ -150,7 +150,10 @@ def _find_data(group: Group, wanted: str | None) -> StoredArray:
             f"{', '.join(_DTYPES)}. Name another array with archive.data, or convert it."
         )
     if 0 in data.shape:
-        raise SourceError(f"{data.name} of {group.location} is empty: its shape is {data.shape}.")
+        raise SourceError(
+            f"{data.name} of {group.location} is empty: its shape is {data.shape}. "
+            "Name another array with archive.data."
+        )
     if data.chunk_nbytes > _MAX_CHUNK_BYTES:
         raise SourceError(
             f"One chunk of {data.name} of {group.location}, {data.chunk_shape}, takes "

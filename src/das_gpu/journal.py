@@ -31,6 +31,12 @@ def facts(**values: object) -> dict[str, object]:
     return {_FACTS: values}
 
 
+def facts_of(record: logging.LogRecord) -> dict[str, object]:
+    """What a record says besides its text."""
+    found: dict[str, object] = getattr(record, _FACTS, {})
+    return found
+
+
 def name_of_log(now: datetime) -> str:
     """Name of the log that a run begins.
 
@@ -117,7 +123,7 @@ class _JsonLine(logging.Formatter):
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
-        line |= getattr(record, _FACTS, {})
+        line |= facts_of(record)
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
         return redact(json.dumps(line, ensure_ascii=False, default=str))

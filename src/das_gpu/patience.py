@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -13,7 +14,9 @@ from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 from das_gpu.errors import DasGpuError, InterruptedRunError
+from das_gpu.journal import facts
 
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _FIRST_WAIT_S = 1.0
@@ -182,6 +185,8 @@ def patiently(attempt: Callable[[Watch], _T], patience: Patience) -> _T:
             now = time.monotonic()
             if broken >= patience.broken_bodies or now + pause_s > deadline:
                 raise GaveUp(failure, attempts, now - started) from failure
+            told = facts(attempt=attempts, pause_s=round(pause_s, 1), reason=str(failure.error))
+        _log.info("asked again", extra=told)
         if (cancelled := _cancelled.get()) is None:
             time.sleep(pause_s)
         elif cancelled.wait(pause_s):

@@ -354,7 +354,8 @@ def _channels(acquisition: Acquisition, recipe: Recipe) -> tuple[int, int, int]:
     if c0 >= n or c1 > n:
         asked = "" if selection.channel_stop is None else c1
         raise RecipeError(
-            f"The channels {c0}:{asked} are outside the archive, which holds channels 0:{n}."
+            f"The channels {c0}:{asked} are outside the archive, which holds channels 0:{n}. "
+            "Select others with --channels."
         )
     length, step = c1 - c0, selection.channel_step
     kept = length // step if selection.channel_reduce == "mean" else -(-length // step)

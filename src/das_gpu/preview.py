@@ -187,7 +187,7 @@ def aim(
     if not 0 <= band < plan.bands:
         raise UsageError(
             f"There is no band {band}: of tiles side by side there are {plan.bands}, 0 to "
-            f"{plan.bands - 1}."
+            f"{plan.bands - 1}. Give --band one of these."
         )
     reading = replace(plan, rows_per_segment=1)
     if not plan.common_mode:
@@ -263,7 +263,7 @@ def _row_at(archive: Archive, plan: Plan, at: str) -> int:
     first_ns, last_ns = (int(archive.times_ns(n, n + 1)[0]) for n in (first, last))
     raise UsageError(
         f"There is no whole tile at {iso_time(time_ns)}: those of this recipe run from "
-        f"{iso_time(first_ns)} to {iso_time(last_ns)}."
+        f"{iso_time(first_ns)} to {iso_time(last_ns)}. Give --at a time between these."
     )
 
 

@@ -121,12 +121,14 @@ class Scene:
                 f"with {self.seconds:g} s it can go back {self.seconds / 2:g} s at most."
             )
         if self.dead > self.channels:
-            raise UsageError(f"{self.dead} channels cannot be dead out of {self.channels}.")
+            raise UsageError(
+                f"{self.dead} channels cannot be dead out of {self.channels}: ask for fewer."
+            )
         rows, columns = self.chunk_grid
         if self.missing + self.corrupt > rows * columns:
             raise UsageError(
                 f"{self.missing} missing and {self.corrupt} corrupt chunks are more than the "
-                f"{rows * columns} that this scene has."
+                f"{rows * columns} that this scene has: ask for fewer."
             )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import socket
 import threading
@@ -16,12 +17,14 @@ from urllib.parse import urlsplit
 from das_gpu.answers import Errand
 from das_gpu.credentials import ANONYMOUS, Credential, Secret, refuse_ambiguous
 from das_gpu.errors import DasGpuError, SourceNotFoundError, UsageError
+from das_gpu.journal import facts
 from das_gpu.locations import Location, parse_location
 from das_gpu.patience import GaveUp, Patience, Transient, Watch, patiently
 from das_gpu.transports import Absent, CheckSize, Part, Stamp, Transport
 from das_gpu.virtual.document import Document
 from das_gpu.virtual.transport import IndexedFiles, is_index
 
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 TransportName = Literal["obstore", "azure-sdk"]
@@ -258,9 +261,14 @@ def secret_for(location: Location, credential: Credential) -> Secret:
     if location.scheme != "azure":
         return ANONYMOUS
     named = credential.connection().get("blobendpoint", "").rstrip("/")
-    if credential.kind == "auto" and not (location.is_known_service or location.endpoint == named):
-        return ANONYMOUS
-    return credential.resolve(location.account)
+    unknown = not (location.is_known_service or location.endpoint == named)
+    if credential.kind == "auto" and unknown:
+        secret = ANONYMOUS
+    else:
+        secret = credential.resolve(location.account)
+    origin = {"found_in": secret.origin} if secret.origin else {}
+    _log.info("credential", extra=facts(place=str(location), kind=secret.kind, **origin))
+    return secret
 
 
 def _check_server(location: Location, patience: Patience) -> None:

@@ -10,16 +10,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from das_gpu.cli import console
 from das_gpu.cli.bench import bench
+from das_gpu.cli.completion import completion
 from das_gpu.cli.doctor import doctor
 from das_gpu.cli.environment import environment
 from das_gpu.cli.export import export
 from das_gpu.cli.extract import extract
 from das_gpu.cli.index import index
 from das_gpu.cli.info import info
+from das_gpu.cli.manual import description
+from das_gpu.cli.options import OutputOptions
+from das_gpu.cli.pages import MAIN, PAGES
 from das_gpu.cli.plan import plan
 from das_gpu.cli.preview import preview
 from das_gpu.cli.recipe import recipe
@@ -30,15 +34,13 @@ from das_gpu.cli.verify import verify
 from das_gpu.errors import DasGpuError, UsageError
 
 _HELP = "Turn a raw distributed-acoustic-sensing archive into machine-learning-ready images."
-_EPILOGUE = (
-    "Try it: das-gpu extract demo: images\n\n"
-    "Every option but those of simulate can be given as an environment variable too: "
-    "--tile-seconds as DAS_GPU_TILE_SECONDS.\n\n"
-    "Exit codes: 0 all delivered; 1 unexpected error; 2 usage or recipe; 3 some tiles missing, "
-    "corrupt or in error, or (bench) backends that disagree; 4 source; 5 access denied; 6 "
-    "destination; 10 not finished yet (status, verify); 11 destination in use; 12 damaged "
-    "(verify); 130 interrupted."
-)
+_COMMANDS = {
+    "Images": (extract, plan, preview, recipe),
+    "Recordings": (info, index, simulate),
+    "Runs": (status, verify, report, export),
+    "This machine": (doctor, bench, completion),
+}
+"""By the title that they have in the help."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,16 +63,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     """Run a command; every failure ends in a message and its exit code."""
     try:
-        result = _app()(
-            arguments, exit_on_error=False, print_error=False, result_action="return_value"
+        command, bound, _ = application().parse_args(
+            arguments, exit_on_error=False, print_error=False
         )
+        output = bound.arguments.get("output") or OutputOptions()
+        with console.speaking(quiet=output.quiet, verbose=output.verbose):
+            result = command(*bound.args, **bound.kwargs)
     except BrokenPipeError:
         raise
     except DasGpuError as error:
         return console.fail(error, arguments)
     except CycloptsError as error:
-        command = " ".join(["das-gpu", *(error.command_chain or ())])
-        text = f"{error} See {command} --help."
+        asked = " ".join(["das-gpu", *(error.command_chain or ())])
+        text = f"{error} See {asked} --help."
         return console.fail(UsageError(" ".join(text.split())), arguments)
     except KeyboardInterrupt as error:
         return console.fail_interrupted(error, arguments)
@@ -79,20 +84,30 @@ def _run(arguments: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _app() -> App:
+def application() -> App:
+    """All commands, with their options and their help."""
     app = App(
         name="das-gpu",
         help=_HELP,
-        help_epilogue=_EPILOGUE,
+        help_epilogue=MAIN.text(),
         help_format="plaintext",
         version=_version,
         config=environment,
         default_parameter=Parameter(negative=(), show_default=False),
         suppress_keyboard_interrupt=False,
     )
-    reading = (extract, index, info, plan, preview, recipe)
-    for command in (*reading, status, verify, report, export, bench, simulate, doctor):
-        app.command(command, help_epilogue="")
+    for place, (title, commands) in enumerate(_COMMANDS.items()):
+        group = Group(title, sort_key=place)
+        for number, command in enumerate(commands):
+            app.command(
+                command,
+                help=description(command),
+                help_epilogue=PAGES[command.__name__].text(),
+                group=group,
+                sort_key=number,
+            )
+    help_ = Group("Help", sort_key=len(_COMMANDS))
+    app["--help"].group = app["--version"].group = help_
     return app
 
 

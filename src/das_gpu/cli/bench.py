@@ -11,13 +11,14 @@ from das_gpu.cli import console
 from das_gpu.cli.access import AccessOptions
 from das_gpu.cli.demo import resolve_demo
 from das_gpu.cli.options import OUTPUT, RUNNING, OutputOptions, RecipeOptions, option
+from das_gpu.cli.places import Source
 from das_gpu.errors import DestinationError
 
 _DISAGREES = 3
 
 
 def bench(
-    source: str = "demo:",
+    source: Source = "demo:",
     /,
     *,
     options: RecipeOptions | None = None,
@@ -45,17 +46,11 @@ def bench(
     ] = None,
     output: OutputOptions | None = None,
 ) -> int:
-    """Time each backend, and the notebook's steps, stage by stage and from archive to images.
+    """Time this machine: each backend and the notebook's steps.
 
-    Everything is run once before it is timed: start-up is left out. Seconds are medians. Exit
-    code 3 when the backends do not make the same images within the documented tolerances.
-    Example: das-gpu bench recording.zarr --channels 10000::5 --minutes 2 --out bench.json
-
-    Parameters
-    ----------
-    source
-        A folder, an https:// address of Azure Blob Storage, az://, s3://, gs://, or demo:.
-        [default: demo:]
+    Stage by stage on one row of tiles, and from archive to images; all of it runs once before it
+    is timed, so that start-up is left out. Seconds are medians. It says whether the backends make
+    the same images within the documented tolerances.
     """
     from das_gpu import benchmark
 
@@ -63,11 +58,10 @@ def bench(
     if compare is not None:
         found = benchmark.compare(*(benchmark.load(file) for file in compare))
         _keep(found, out)
-        _show(found, as_json, comparison_lines)
-        return 0
+        return _show(found, as_json, comparison_lines, 0)
     recipe, access = (options or RecipeOptions()).recipe(), (reading or AccessOptions()).access()
     resolve_demo(source)
-    with console.warnings_said(), console.progress_bar("measuring") as bar:
+    with console.progress_bar("measuring") as bar:
         result = benchmark.measure(
             source,
             recipe,
@@ -79,8 +73,7 @@ def bench(
             on_step=lambda fraction: bar.update(fraction, 1.0, ""),
         )
     _keep(result, out)
-    _show(result, as_json, result_lines)
-    return 0 if result["agrees"] else _DISAGREES
+    return _show(result, as_json, result_lines, 0 if result["agrees"] else _DISAGREES)
 
 
 def result_lines(result: Mapping[str, Any]) -> list[str]:
@@ -165,12 +158,17 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _show(
-    result: Mapping[str, Any], as_json: bool, lines: Callable[[Mapping[str, Any]], list[str]]
-) -> None:
+    result: Mapping[str, Any],
+    as_json: bool,
+    lines: Callable[[Mapping[str, Any]], list[str]],
+    code: int,
+) -> int:
+    """Write a result to stdout; return the exit code."""
     if as_json:
-        console.write_json(result)
+        console.write_json({**result, "exit_code": code})
     else:
-        console.write("\n".join(lines(result)))
+        console.write_report("\n".join(lines(result)))
+    return code
 
 
 def _keep(result: Mapping[str, Any], file: Path | None) -> None:

@@ -1,4 +1,8 @@
-"""What commands say: results on stdout, messages, progress and errors on stderr."""
+"""What commands say: results on stdout, messages, progress and errors on stderr.
+
+How much of it is said, the block `speaking` decides. Colour is for terminals: there is none where
+``NO_COLOR`` is set, nor on a terminal that calls itself ``dumb``.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,15 @@ import json
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from das_gpu.errors import DasGpuError, InterruptedRunError
+from das_gpu.errors import DasGpuError, InterruptedRunError, UsageError
+from das_gpu.journal import facts_of
 from das_gpu.redaction import redact
 
 if TYPE_CHECKING:
@@ -22,15 +29,95 @@ _BROKEN_PIPE = 128 + 13
 """What a shell reports of a program that SIGPIPE ended."""
 
 
+@dataclass(frozen=True)
+class _Voice:
+    """How much is said, and since when, by ``time.monotonic``."""
+
+    quiet: bool = False
+    verbose: bool = False
+    since_s: float = 0.0
+
+
+_voice = _Voice()
+Colour = Literal["red", "green", "yellow"]
+_CODES: Mapping[Colour, int] = {"red": 31, "green": 32, "yellow": 33}
+_VERDICTS: Mapping[int, Colour] = {0: "green", 3: "yellow", 10: "yellow"}
+"""Colour of a verdict by the exit code; others are red."""
+
+
+@contextmanager
+def speaking(*, quiet: bool = False, verbose: bool = False) -> Iterator[None]:
+    """Say as much as was asked for inside the block, what das-gpu's modules log included.
+
+    Parameters
+    ----------
+    quiet : bool
+        Errors only: no message, no progress, no table. Documents and JSON are written.
+    verbose : bool
+        Each step besides, with the seconds since the block was entered.
+
+    Raises
+    ------
+    UsageError
+        Both were asked for.
+    """
+    global _voice  # noqa: PLW0603 - a process has one stderr
+    if quiet and verbose:
+        raise UsageError("--quiet and --verbose contradict each other: give one of them.")
+    before, _voice = _voice, _Voice(quiet, verbose, time.monotonic())
+    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+    logger, sayer = logging.getLogger("das_gpu"), _Sayer(level)
+    let_through = logger.level
+    logger.addHandler(sayer)
+    if verbose:
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(sayer)
+        if verbose:
+            logger.setLevel(let_through)
+        _voice = before
+
+
+class _Sayer(logging.Handler):
+    """Says what modules log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say a warning as a note, and less than that as a step."""
+        if record.levelno >= logging.ERROR:
+            _put(sys.stderr, f"{_coloured('note:', 'red', sys.stderr)} {record.getMessage()}")
+        elif record.levelno >= logging.WARNING:
+            note(record.getMessage())
+        else:
+            told = ", ".join(f"{name} {_value(value)}" for name, value in facts_of(record).items())
+            detail(f"{record.getMessage()}: {told}" if told else record.getMessage())
+
+
+def _value(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def say(message: str) -> None:
     """Write a message to stderr, on a line of its own."""
-    sys.stderr.write(f"{redact(message)}\n")
-    sys.stderr.flush()
+    if not _voice.quiet:
+        _put(sys.stderr, message)
+
+
+def note(message: str) -> None:
+    """Say what somebody should know, though nothing has failed."""
+    say(f"{_coloured('note:', 'yellow', sys.stderr)} {message}")
+
+
+def detail(message: str) -> None:
+    """Say what is only of interest to those who ask for it, and when it happened."""
+    if _voice.verbose:
+        _put(sys.stderr, f"{time.monotonic() - _voice.since_s:8.3f} s  {message}")
 
 
 def write(text: str) -> None:
-    """Write a result to stdout, ending in one line break."""
-    sys.stdout.write(redact(text).rstrip("\n") + "\n")
+    """Write a document to stdout, ending in one line break."""
+    _put(sys.stdout, text.rstrip("\n"))
 
 
 def write_json(value: Mapping[str, Any]) -> None:
@@ -38,10 +125,42 @@ def write_json(value: Mapping[str, Any]) -> None:
     write(json.dumps(value, allow_nan=False, ensure_ascii=False))
 
 
-def write_table(rows: Sequence[tuple[str, str]]) -> None:
-    """Write names and values to stdout in two columns."""
+def write_report(text: str) -> None:
+    """Write a result for people to stdout, unless errors alone were asked for."""
+    if not _voice.quiet:
+        write(text)
+
+
+def write_table(rows: Sequence[tuple[str, str]], exit_code: int = 0) -> None:
+    """Write names and values to stdout in two columns, for people.
+
+    Parameters
+    ----------
+    rows : sequence of (str, str)
+    exit_code : int
+        What the verdict, if there is one, comes to.
+    """
     width = max(len(name) for name, _ in rows)
-    write("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+    colour = _VERDICTS.get(exit_code, "red")
+    lines = []
+    for name, value in rows:
+        shown = _coloured(value, colour, sys.stdout) if name == "verdict" else value
+        lines.append(f"{name:<{width}}  {shown}")
+    write_report("\n".join(lines))
+
+
+def _put(stream: TextIO, text: str) -> None:
+    stream.write(f"{redact(text)}\n")
+    if stream is sys.stderr:
+        stream.flush()
+
+
+def _coloured(text: str, colour: Colour, stream: TextIO) -> str:
+    """Colour a text where the stream is a terminal that may show colours."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    if plain or not stream.isatty():
+        return text
+    return f"\x1b[{_CODES[colour]}m{text}\x1b[0m"
 
 
 def bytes_text(count: float) -> str:
@@ -102,8 +221,8 @@ def _report(
     name: str, message: str, code: int, error: BaseException, arguments: Sequence[str]
 ) -> int:
     if _asked("--debug", arguments):
-        say("".join(traceback.format_exception(error)).rstrip())
-    say(f"das-gpu: {message}")
+        _put(sys.stderr, "".join(traceback.format_exception(error)).rstrip())
+    _put(sys.stderr, f"{_coloured('das-gpu:', 'red', sys.stderr)} {message}")
     if _asked("--json", arguments):
         write_json({"error": name, "message": message, "exit_code": code})
     return code
@@ -128,26 +247,8 @@ def abandon_output() -> int:
     return _BROKEN_PIPE
 
 
-class _Sayer(logging.Handler):
-    """Says what modules warn of."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        say(f"note: {record.getMessage()}")
-
-
-@contextmanager
-def warnings_said() -> Iterator[None]:
-    """Say on stderr what das-gpu's modules warn of inside the block."""
-    logger, sayer = logging.getLogger("das_gpu"), _Sayer(logging.WARNING)
-    logger.addHandler(sayer)
-    try:
-        yield
-    finally:
-        logger.removeHandler(sayer)
-
-
 class ProgressBar:
-    """A bar on stderr: amount done, rate and time left. Nothing is drawn off a terminal.
+    """A bar on stderr: amount done, rate and time left; off a terminal, or if quiet, nothing.
 
     It appears with the first `update`, so that messages before it stand above it.
     """
@@ -159,7 +260,7 @@ class ProgressBar:
 
     def update(self, done: float, total: float, detail: str) -> None:
         """Show ``done`` of ``total`` with a detail such as the rate; safe from any thread."""
-        if not sys.stderr.isatty():
+        if _voice.quiet or not sys.stderr.isatty():
             return
         if self._bar is None:
             self._start()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from das_gpu.cli import console
 
 
-def resolve_demo(source: str) -> None:
+def resolve_demo(source: str | Path) -> None:
     """Make the demonstration archive when it is the source and is not there yet; say so."""
     if source != "demo:":
         return

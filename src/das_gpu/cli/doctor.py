@@ -15,10 +15,10 @@ _WIDTH = 15
 
 
 def doctor(*, output: OutputOptions | None = None) -> int:
-    """Show what a run on a GPU needs, what of it is here, and what to do about the rest.
+    """Show what a run on a GPU needs, what is here, and what to do.
 
-    Exit code 0 when --backend gpu would run, else 1. What --cluster cuda needs besides is shown
-    too. Example: das-gpu doctor --json
+    One line for each thing, from the driver to the kernels, up to the first that is missing; then
+    what --cluster cuda needs besides.
     """
     as_json = (output or OutputOptions()).json
     machine = _machine()
@@ -34,6 +34,7 @@ def doctor(*, output: OutputOptions | None = None) -> int:
                 "gpu": ready,
                 "backend": [_facts(one) for one in needs],
                 "cluster": [_facts(one) for one in extras],
+                "exit_code": 0 if ready else 1,
             }
         )
     elif ready:
@@ -82,7 +83,7 @@ def _show_finding(one: Finding) -> None:
 
 
 def _show(name: str, value: str) -> None:
-    console.write(f"{name:<{_WIDTH}}  {value}")
+    console.write_report(f"{name:<{_WIDTH}}  {value}")
 
 
 def _facts(one: Finding) -> dict[str, Any]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from das_gpu.cli import console
 from das_gpu.cli.access import ACCESS, AccessOptions
 from das_gpu.cli.options import OUTPUT, OutputOptions, option
+from das_gpu.cli.places import Run
 from das_gpu.cli.status import out_access
 from das_gpu.errors import UsageError
 
@@ -19,8 +23,11 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "
 
 
 def export(
-    out: str,
-    dest: str,
+    out: Run,
+    dest: Annotated[
+        str | Path,
+        Parameter(help="Folder or address for the export, beside OUT."),
+    ],
     /,
     *,
     webdataset: Annotated[
@@ -58,21 +65,15 @@ def export(
         str, option(ACCESS, "The same as --credential, as extract has it for OUT.", metavar="FORM")
     ] = "auto",
     dest_credential: Annotated[
-        str, option(ACCESS, "The same for DEST. [default: auto]", metavar="FORM")
+        str, option(ACCESS, "As --credential, for DEST. [default: auto]", metavar="FORM")
     ] = "auto",
     output: OutputOptions | None = None,
 ) -> int:
-    """Hand a run's images to other tools: WebDataset, COCO, Label Studio; one or more of them.
+    """Hand a run's images to other tools: WebDataset, COCO, Label Studio.
 
-    Every image is checked against its sha256 on its way into a tar file. --credential is OUT's.
-    Example: das-gpu export images shards --webdataset --shard-size 500MB
-
-    Parameters
-    ----------
-    out
-        What was given to extract as OUT: a folder, or an address of Azure Blob Storage.
-    dest
-        Folder or address for the export, beside OUT. The same command again changes nothing.
+    One or more of them at once. Every image is checked against its sha256 on its way into a tar
+    file. The same command again changes nothing, or continues what was stopped. --credential is
+    OUT's.
     """
     asked: dict[Kind, bool] = {
         "webdataset": webdataset,
@@ -99,8 +100,9 @@ def export(
             on_progress=lambda done, total: bar.update(done, total, f"{done}/{total} images"),
         )
     if made.to_do:
-        console.say(
-            f"note: {made.to_do} segments of the run are not finished; their images are left out."
+        console.note(
+            f"{made.to_do} segments of the run are not finished; their images are left out. Give "
+            "the extract command again, then this one."
         )
     if (output or OutputOptions()).json:
         console.write_json({**asdict(made), "exit_code": 0})

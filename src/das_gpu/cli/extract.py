@@ -10,6 +10,7 @@ from das_gpu.cli import console
 from das_gpu.cli.access import ACCESS, AccessOptions
 from das_gpu.cli.demo import resolve_demo
 from das_gpu.cli.options import LOADERS, OUTPUT, RUNNING, OutputOptions, RecipeOptions, option
+from das_gpu.cli.places import Out, Source
 from das_gpu.cli.plan import show
 from das_gpu.cli.report import EarlyPage, page_at_end
 from das_gpu.cli.stop import stoppable
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
 
 
 def extract(
-    source: str,
-    out: str,
+    source: Source,
+    out: Out,
     /,
     *,
     options: RecipeOptions | None = None,
     reading: AccessOptions | None = None,
     out_credential: Annotated[
-        str, option(ACCESS, "The same for OUT. [default: auto]", metavar="FORM")
+        str, option(ACCESS, "As --credential, for OUT. [default: auto]", metavar="FORM")
     ] = "auto",
     backend: Annotated[
         Literal["auto", "cpu", "gpu"],
@@ -45,12 +46,16 @@ def extract(
     scheduler: Annotated[
         str | None,
         option(
-            RUNNING, "Of a dask cluster whose workers are to do it: tcp://host:8786.", metavar="URL"
+            RUNNING,
+            "Address of a dask scheduler whose workers do it: tcp://host:8786.",
+            metavar="URL",
         ),
     ] = None,
     scheduler_file: Annotated[
         Path | None,
-        option(RUNNING, "The same, from the file that the scheduler has written.", metavar="FILE"),
+        option(
+            RUNNING, "The file that holds the address, written by the scheduler.", metavar="FILE"
+        ),
     ] = None,
     workers: Annotated[
         int | None,
@@ -119,17 +124,12 @@ def extract(
     ] = None,
     output: OutputOptions | None = None,
 ) -> int:
-    """Turn an archive into images and a manifest; the same command again does what is missing.
+    """Turn an archive into images and a manifest.
 
-    Example: das-gpu extract demo: images --start 2021-11-01T23:11:30 --format png16
-
-    Parameters
-    ----------
-    source
-        A folder, an https:// address of Azure Blob Storage, az://, s3://, gs://, or demo:.
-    out
-        Folder for the images, made when it is not there, or a container of Azure Blob Storage
-        and a prefix, as https:// or az:// address.
+    The recording is read once, segment by segment, band-passed, turned into its envelope in dB
+    and cut into tiles, each of which becomes an image. What cannot be made - chunks that are
+    missing or corrupt, gaps of the clock - costs the tiles it touches, and is listed with reasons.
+    A run may be stopped at any moment: the same command again does what is missing.
     """
     as_json = (output or OutputOptions()).json
     options, reading = options or RecipeOptions(), reading or AccessOptions()
@@ -146,7 +146,7 @@ def extract(
     from das_gpu import run
 
     early = EarlyPage()
-    with console.warnings_said(), stoppable(), console.progress_bar("extracting") as bar:
+    with stoppable(), console.progress_bar("extracting") as bar:
         summary = run.extract(
             source,
             out,
@@ -171,7 +171,9 @@ def extract(
             on_progress=lambda progress: _show(bar, progress, early),
         )
     for warning in summary.warnings:
-        console.say(f"note: {warning}")
+        console.note(warning)
+    read = console.bytes_text(summary.stored_bytes)
+    console.detail(f"read: {summary.chunks:,} chunks, {read} as stored")
     for line in summary_lines(summary, out):
         console.say(line)
     page = page_at_end(out, out_access, changed=not summary.finished_before)
@@ -183,7 +185,11 @@ def extract(
 def _announce(plan: Plan, selected: Selected) -> None:
     """Say what a user should know before the run starts."""
     for note in plan.notes:
-        console.say(f"note: {note}")
+        console.note(note)
+    console.detail(
+        f"plan: {plan.n_tiles:,} tiles in {plan.n_segments:,} segments, {plan.chunk_reads:,} "
+        f"chunks to read, {plan.read_amplification:.3f} samples read per sample in tiles"
+    )
     console.say(f"Computing on the {selected.backend.kind.upper()}, {selected.reason.rstrip('.')}.")
 
 
@@ -199,9 +205,9 @@ def _show(bar: console.ProgressBar, progress: Progress, early: EarlyPage) -> Non
     bar.update(progress.done_tiles, progress.total_tiles, detail)
 
 
-def summary_lines(summary: Summary, out: str) -> list[str]:
+def summary_lines(summary: Summary, out: str | Path) -> list[str]:
     """What a run came to, for people: counts, what to do about the rest, where things are."""
-    out = out.rstrip("/") or "/"
+    out = str(out).rstrip("/") or "/"
     total = sum(summary.tiles.values())
     lost = {name: summary.tiles.get(name, 0) for name in ("missing", "corrupt", "error")}
     counts = ", ".join(f"{number} {name}" for name, number in summary.tiles.items() if number)
@@ -243,7 +249,7 @@ def _tiles_per_s(summary: Summary) -> float:
     return summary.made / summary.seconds if summary.seconds > 0 else 0.0
 
 
-def _facts(summary: Summary, out: str) -> dict[str, Any]:
+def _facts(summary: Summary, out: str | Path) -> dict[str, Any]:
     """The same for machines."""
     return {
         **asdict(summary),
@@ -251,7 +257,7 @@ def _facts(summary: Summary, out: str) -> dict[str, Any]:
         "notes": list(summary.notes),
         "warnings": list(summary.warnings),
         "quarantined": list(summary.quarantined),
-        "out": out,
+        "out": str(out),
         "images": summary.images,
         "tiles_per_s": _tiles_per_s(summary),
         "finished_before": summary.finished_before,

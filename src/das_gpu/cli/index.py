@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def index(
-    *files: str,
+    *files: Annotated[
+        str | Path,
+        Parameter(
+            help="HDF5 files, or folders of them (as a URL with a slash at its end), in any order."
+        ),
+    ],
     out: Annotated[
         Path,
         Parameter(
@@ -30,29 +35,19 @@ def index(
     reading: AccessOptions | None = None,
     output: OutputOptions | None = None,
 ) -> int:
-    """Index HDF5 recordings, so that extract, info, plan read them where they are as one archive.
+    """Index HDF5 recordings, to be read where they are as one archive.
 
     No sample is copied: the index says where in the files the samples lie, so the files must stay
-    where and as they are. Files that are below the folder of the index may be moved with it.
-    Gaps, between files and inside them, are found and listed; files that overlap, or that differ
-    in channels, type or rate, are refused. OptaSense's layout (ProdML) is read, and what DASCore
-    understands. Needs das-gpu[hdf5].
-
-    Example: das-gpu index day1/*.h5 -o archive.json
-
-    Example: das-gpu index https://ACCOUNT.blob.core.windows.net/das/day1/ -o day1.json
-
-    Example: das-gpu extract archive.json images
-
-    Parameters
-    ----------
-    files
-        HDF5 files, or folders of them (as a URL with a slash at its end), in any order.
+    where and as they are; those below the folder of the index may be moved with it. Gaps, between
+    files and inside them, are found and listed; files that overlap, or that differ in channels,
+    type or rate, are refused. OptaSense's layout (ProdML) is read, and what DASCore understands.
+    Extract, info, plan and preview take the index as SOURCE. Needs the extra hdf5: pip install
+    'das-gpu[hdf5]'.
     """
     from das_gpu.index import index_files
 
     access = (reading or AccessOptions()).access()
-    with console.warnings_said(), console.progress_bar("indexing") as bar:
+    with console.progress_bar("indexing") as bar:
         summary = index_files(
             files, out, access, lambda done, total: bar.update(done, total, f"{done:,} files")
         )
@@ -76,6 +71,7 @@ def _facts(summary: Summary) -> dict[str, Any]:
         "sampling_rate_hz": summary.sampling_rate_hz,
         "joined": sorted(document.joined),
         "gaps": gap_facts(document),
+        "exit_code": 0,
     }
 
 

@@ -9,28 +9,24 @@ from das_gpu.cli.access import AccessOptions
 from das_gpu.cli.demo import resolve_demo
 from das_gpu.cli.gaps import gap_facts, gap_rows
 from das_gpu.cli.options import ArchiveOptions, OutputOptions
+from das_gpu.cli.places import Source
 
 if TYPE_CHECKING:
     from das_gpu.archive import Archive
 
 
 def info(
-    source: str,
+    source: Source,
     /,
     *,
     options: ArchiveOptions | None = None,
     reading: AccessOptions | None = None,
     output: OutputOptions | None = None,
 ) -> int:
-    """Show what an archive holds; its metadata and the ends of its time axis are read.
+    """Show what an archive holds.
 
-    Example: das-gpu info recording.zarr
-
-    Parameters
-    ----------
-    source
-        A folder, an index as `das-gpu index` writes it, an https:// address of Azure Blob Storage,
-        az://, s3://, gs://, or demo:.
+    Its metadata and the ends of its time axis are read, no sample: variables, shape, chunks,
+    sampling rate and channel spacing with where these come from, first and last time, size.
     """
     from das_gpu.archive import open_archive
     from das_gpu.run import resolve_source
@@ -41,7 +37,7 @@ def info(
     archive = open_archive(resolve_source(source), recipe.archive, access)
     facts = describe(archive)
     if (output or OutputOptions()).json:
-        console.write_json(facts)
+        console.write_json({**facts, "exit_code": 0})
     else:
         index = archive.index
         gaps = [] if index is None else gap_rows(index)

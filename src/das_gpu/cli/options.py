@@ -63,15 +63,17 @@ def option(
     text: str,
     *,
     metavar: str | None = None,
-    name: str | None = None,
+    name: str | tuple[str, ...] | None = None,
     negative: str | None = None,
 ) -> Parameter:
     """Describe an option: its group in the help, what it means, and what its value is called.
 
     ``negative`` is the option that says the contrary, for those that are neither by default.
     """
-    contrary = () if negative is None else negative
-    return Parameter(name=name, group=group, help=text, metavar=metavar, negative=contrary)
+    if negative is None:
+        return Parameter(name=name, group=group, help=text, metavar=metavar, negative=())
+    # Without it, completion would take an optional switch for an option with a value.
+    return Parameter(name=name, group=group, help=text, negative=negative, n_tokens=0)
 
 
 LOADERS = Annotated[
@@ -90,7 +92,25 @@ LOADERS = Annotated[
 class OutputOptions:
     """How results and errors are shown."""
 
-    json: Annotated[bool, option(OUTPUT, "One JSON object on stdout, errors included.")] = False
+    quiet: Annotated[
+        bool,
+        option(
+            OUTPUT,
+            "Errors only: no messages, progress or tables; the exit code tells.",
+            name=("--quiet", "-q"),
+        ),
+    ] = False
+    verbose: Annotated[
+        bool,
+        option(
+            OUTPUT,
+            "What is done, when: plan, backend, credentials (never a secret), segments, retries.",
+            name=("--verbose", "-v"),
+        ),
+    ] = False
+    json: Annotated[
+        bool, option(OUTPUT, "One JSON object on stdout, an error's too; messages go to stderr.")
+    ] = False
     debug: Annotated[bool, option(OUTPUT, "The traceback of an error, for a bug report.")] = False
 
 
@@ -109,19 +129,31 @@ class ArchiveOptions:
     ] = None
     sampling_rate: Annotated[
         float | None,
-        option(ARCHIVE, "[default: from the attributes, else from the time axis]", metavar="HZ"),
+        option(
+            ARCHIVE,
+            "Samples per second. [default: from the attributes, else from the time axis]",
+            metavar="HZ",
+        ),
     ] = None
     channel_spacing: Annotated[
         float | None,
-        option(ARCHIVE, "[default: from the attributes, else 2.0419]", metavar="METRES"),
+        option(
+            ARCHIVE,
+            "Between channels, along the cable. [default: from the attributes, else 2.0419]",
+            metavar="METRES",
+        ),
     ] = None
     gauge_length: Annotated[
         float | None,
-        option(ARCHIVE, "For strain. [default: from the attributes]", metavar="METRES"),
+        option(ARCHIVE, "Needed for strain. [default: from the attributes]", metavar="METRES"),
     ] = None
     positions: Annotated[
         Path | None,
-        option(ARCHIVE, "CSV: channel, longitude, latitude, perhaps distance_m.", metavar="FILE"),
+        option(
+            ARCHIVE,
+            "Where channels lie: channel, longitude, latitude, perhaps distance_m, as CSV.",
+            metavar="FILE",
+        ),
     ] = None
     from_environment: Annotated[
         tuple[str, ...], Parameter(name=MARKER, show=False, group=ARCHIVE)
@@ -190,7 +222,9 @@ class RecipeOptions(ArchiveOptions):
     ] = ()
     channels: Annotated[
         str | None,
-        option(SELECTION, "Each part may be empty. [default: 0::5]", metavar="START:STOP:STEP"),
+        option(
+            SELECTION, "Which; each part may be empty. [default: 0::5]", metavar="START:STOP:STEP"
+        ),
     ] = None
     channel_reduce: Annotated[
         Literal["stride", "mean"] | None,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from das_gpu.cli import console
 from das_gpu.cli.access import AccessOptions
 from das_gpu.cli.demo import resolve_demo
 from das_gpu.cli.options import LOADERS, RUNNING, OutputOptions, RecipeOptions, option
+from das_gpu.cli.places import Source
 
 if TYPE_CHECKING:
     from das_gpu.archive import Archive
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def plan(
-    source: str,
+    source: Source,
     /,
     *,
     options: RecipeOptions | None = None,
@@ -27,14 +29,10 @@ def plan(
     loaders: LOADERS = None,
     output: OutputOptions | None = None,
 ) -> int:
-    """Show what a run would read and make; no sample is read and nothing is written.
+    """Show what a run would read and make, and how much memory it takes.
 
-    Example: das-gpu plan recording.zarr --channels 10000::5
-
-    Parameters
-    ----------
-    source
-        A folder, an https:// address of Azure Blob Storage, az://, s3://, gs://, or demo:.
+    It takes the options of extract. No sample is read and nothing is written: tiles and segments,
+    halo, bytes and requests, memory, and what of the recording is left over.
     """
     return show(
         source,
@@ -47,7 +45,7 @@ def plan(
 
 
 def show(
-    source: str,
+    source: str | Path,
     options: RecipeOptions,
     reading: AccessOptions,
     segment_minutes: float | None,
@@ -69,7 +67,7 @@ def show(
     )
     facts = describe(archive, planned, loaders or default_loaders(archive, processors()))
     if as_json:
-        console.write_json(facts)
+        console.write_json({**facts, "exit_code": 0})
     else:
         console.write_table(_rows(facts))
     return 0

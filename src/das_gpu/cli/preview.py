@@ -12,6 +12,7 @@ from das_gpu.cli import console
 from das_gpu.cli.access import AccessOptions
 from das_gpu.cli.demo import resolve_demo
 from das_gpu.cli.options import OUTPUT, SELECTION, OutputOptions, RecipeOptions, option
+from das_gpu.cli.places import Source
 from das_gpu.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def preview(
-    source: str,
+    source: Source,
     /,
     *,
     at: Annotated[
@@ -56,16 +57,12 @@ def preview(
     ] = None,
     output: OutputOptions | None = None,
 ) -> int:
-    """Draw what each step of a recipe does to one tile: raw, filtered, envelope, delivered.
+    """Draw what each step of a recipe does to one tile.
 
-    The tile is the one that extract makes with the same options on the CPU. Needs matplotlib:
-    pip install 'das-gpu[plot]'.
-    Example: das-gpu preview demo: --bands 1 --at 2021-11-01T23:11:20 -o steps.png
-
-    Parameters
-    ----------
-    source
-        A folder, an https:// address of Azure Blob Storage, az://, s3://, gs://, or demo:.
+    A PNG with axes, units and limits: raw, band-passed, without its median, envelope, and the tile
+    as extract makes it with the same options on the CPU. Only the chunks that the tile needs are
+    read. Kitty, Ghostty, iTerm2 and WezTerm show it in the terminal too. Needs the extra plot: pip
+    install 'das-gpu[plot]'.
     """
     from das_gpu.figure import draw, require_matplotlib
     from das_gpu.preview import aim, look
@@ -77,18 +74,19 @@ def preview(
     recipe = (options or RecipeOptions()).recipe()
     access = (reading or AccessOptions()).access()
     resolve_demo(source)
-    with console.warnings_said():
-        aimed = aim(source, recipe, at=at, band=band, access=access)
-        for note in aimed.plan.notes:
-            console.say(f"note: {note}")
-        size = console.bytes_text(aimed.decoded_bytes)
-        console.say(f"Reading {_chunks(aimed.chunks)}, {size} decoded.")
-        seen = look(aimed)
+    aimed = aim(source, recipe, at=at, band=band, access=access)
+    for note in aimed.plan.notes:
+        console.note(note)
+    size = console.bytes_text(aimed.decoded_bytes)
+    console.say(f"Reading {_chunks(aimed.chunks)}, {size} decoded.")
+    seen = look(aimed)
     picture = draw(seen)
     file = file or Path(_name(seen))
     LocalSink(file.parent).put(file.name, picture)
-    shown = None if show is False else _shown(picture, asked=bool(show))
-    if (output or OutputOptions()).json:
+    output = output or OutputOptions()
+    hidden = show is False or (output.quiet and not show)
+    shown = None if hidden else _shown(picture, asked=bool(show))
+    if output.json:
         console.write_json({**_facts(seen), "picture": str(file), "shown": shown})
     else:
         console.write_table(_rows(seen, file))
@@ -101,8 +99,8 @@ def _shown(picture: bytes, *, asked: bool) -> str | None:
 
     way = inline.show(picture, sys.stderr)
     if way is None and asked:
-        console.say(
-            "note: This is no terminal that is known to show pictures (kitty, iTerm2, WezTerm, "
+        console.note(
+            "This is no terminal that is known to show pictures (kitty, iTerm2, WezTerm, "
             "Ghostty, without a multiplexer): open the file."
         )
     return way

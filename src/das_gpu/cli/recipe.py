@@ -7,13 +7,15 @@ from das_gpu.cli.options import OutputOptions, RecipeOptions
 
 
 def recipe(*, options: RecipeOptions | None = None, output: OutputOptions | None = None) -> int:
-    """Print the recipe that preset, file and options come to, as TOML.
+    """Print a recipe: what preset, file and options come to, as TOML.
 
-    Example: das-gpu recipe --preset notebook --low 10 > my-recipe.toml
+    Every setting is in it, with its value. It is a file for --config; what cannot work at any
+    sampling rate is refused.
     """
     found = (options or RecipeOptions()).recipe()
     if (output or OutputOptions()).json:
-        console.write_json({"recipe": found.model_dump(mode="json"), "digest": found.digest})
+        facts = {"recipe": found.model_dump(mode="json"), "digest": found.digest}
+        console.write_json({**facts, "exit_code": 0})
     else:
         console.write(found.to_toml())
     return 0

@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from das_gpu.cli import console
 from das_gpu.cli.access import ACCESS, AccessOptions
 from das_gpu.cli.options import OutputOptions, option
+from das_gpu.cli.places import Run
 from das_gpu.cli.status import out_access
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ _PATIENCE_S = 3.0
 
 
 def report(
-    out: str,
+    out: Run,
     /,
     *,
     reading: AccessOptions | None = None,
@@ -32,18 +34,10 @@ def report(
     ] = "auto",
     output: OutputOptions | None = None,
 ) -> int:
-    """Write the page of a run, report.html: map, contact sheet, reasons, levels, provenance.
+    """Write the page of a run: map, images, levels, reasons, provenance.
 
     Every extract writes it at its end, with as many thumbnails as can be had in a few seconds;
-    this draws the others. Thumbnails of more than some thousand images lie beside the page, in
-    report/sprites. A run that is at work is not disturbed. --credential is OUT's. Exit code 0
-    when the page is written, whatever the run has come to.
-    Example: das-gpu report images
-
-    Parameters
-    ----------
-    out
-        What was given to extract as OUT: a folder, or an address of Azure Blob Storage.
+    this draws the others. A run that is at work is not disturbed. --credential is OUT's.
     """
     from das_gpu.report import report as write
 
@@ -77,12 +71,12 @@ class EarlyPage:
             load()
 
 
-def page_at_end(out: str, access: Access, *, changed: bool = True) -> str | None:
+def page_at_end(out: str | Path, access: Access, *, changed: bool = True) -> str | None:
     """Write the page at the end of a run, if that can be done; what is wrong is said.
 
     Parameters
     ----------
-    out : str
+    out : str or Path
         As `extract` was given it.
     access : Access
         How it is reached.
@@ -103,7 +97,10 @@ def page_at_end(out: str, access: Access, *, changed: bool = True) -> str | None
             return there
         written = write(out, access, within_s=_PATIENCE_S)
     except Exception as error:  # noqa: BLE001 - no page is worth more than the run it is of
-        console.say(f"note: The page of this run could not be written: {error}")
+        console.note(
+            f"The page of this run could not be written: {error} `das-gpu report {out}` tries "
+            "again."
+        )
         return None
     told = f"Page: {written.page}."
     if written.left_out:

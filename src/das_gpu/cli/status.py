@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from das_gpu.cli import console
 from das_gpu.cli.access import ACCESS, AccessOptions
 from das_gpu.cli.options import OUTPUT, OutputOptions, option
+from das_gpu.cli.places import Run
 
 if TYPE_CHECKING:
     from das_gpu.status import Failure, RunStatus
@@ -18,7 +19,7 @@ _SHOWN = 3
 
 
 def status(
-    out: str,
+    out: Run,
     /,
     *,
     failed: Annotated[
@@ -30,17 +31,10 @@ def status(
     ] = "auto",
     output: OutputOptions | None = None,
 ) -> int:
-    """Show where a run stands: what is done, running, failed; rate and time left.
+    """Show where a run stands: done, running, failed, rate and time left.
 
-    Nothing is changed, and a run that is at work is not disturbed. --credential is OUT's. Exit
-    code 0 when the run is finished and all is delivered, 3 when it is finished and tiles are
-    missing, corrupt or in error, 10 when it is not finished.
-    Example: das-gpu status images --failed
-
-    Parameters
-    ----------
-    out
-        What was given to extract as OUT: a folder, or an address of Azure Blob Storage.
+    It is read off the run's files: nothing is changed, and a run that is at work is not disturbed.
+    --credential is OUT's.
     """
     from das_gpu.status import status as find_out
 
@@ -48,7 +42,7 @@ def status(
     if (output or OutputOptions()).json:
         console.write_json(_facts(found))
         return found.exit_code
-    console.write_table(_rows(found, failed))
+    console.write_table(_rows(found, failed), found.exit_code)
     return found.exit_code
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from das_gpu.cli import console
 from das_gpu.cli.access import ACCESS, AccessOptions
 from das_gpu.cli.options import RUNNING, OutputOptions, option
+from das_gpu.cli.places import Run
 from das_gpu.cli.status import out_access
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _SHOWN = 10
 
 
 def verify(
-    out: str,
+    out: Run,
     /,
     *,
     repair: Annotated[
@@ -36,17 +37,10 @@ def verify(
     ] = "auto",
     output: OutputOptions | None = None,
 ) -> int:
-    """Read every image and check it against its sha256, and every record against the plan.
+    """Check a run: images against their sha256, records against the plan.
 
-    Files that no run has made are named and never touched. --credential is OUT's. Exit code 0
-    when all is right, 3 when all is right and tiles are missing, corrupt or in error, 10 when
-    segments are to do, also after a repair, 12 when something is damaged.
-    Example: das-gpu verify images --repair
-
-    Parameters
-    ----------
-    out
-        What was given to extract as OUT: a folder, or an address of Azure Blob Storage.
+    Every image is read. Files that no run has made are named and never touched. --credential is
+    OUT's.
     """
     from das_gpu.verify import verify as find_out
 
@@ -60,7 +54,7 @@ def verify(
     if (output or OutputOptions()).json:
         console.write_json(_facts(found))
     else:
-        console.write_table(_rows(found))
+        console.write_table(_rows(found), found.exit_code)
     return found.exit_code
 
 

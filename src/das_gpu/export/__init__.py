@@ -202,7 +202,10 @@ def _refuse(run: _Run, kinds: Collection[Kind], labels: Sequence[str], shard_byt
     if shard_bytes < 1:
         raise UsageError(f"A shard of {shard_bytes} bytes holds nothing: give at least 1.")
     if not run.images:
-        raise DestinationError(f"The run {run.sink.location} has no image yet that is finished.")
+        raise DestinationError(
+            f"The run {run.sink.location} has no image yet that is "
+            "finished. Give the extract command again, and this one when a segment is done."
+        )
 
 
 def _address(sink: Sink) -> str:

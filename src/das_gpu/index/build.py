@@ -100,12 +100,14 @@ def index_files(
     """
     path = Path(out).expanduser().resolve()
     if path.suffix != SUFFIX:
-        raise UsageError(f"The index {out} must have a name that ends in {SUFFIX}.")
+        raise UsageError(f"The index {out} must be named so that it ends in {SUFFIX}: see -o.")
     access = access or Access()
     import_h5py()
     files = list(_found(sources, access))
     if not files:
-        raise UsageError("No file to index was given or found.")
+        raise UsageError(
+            "No file to index was given or found: give HDF5 files, or folders of them."
+        )
     index = Location("file", "", str(path))
     read: list[tuple[IndexedFile, Recorded]] = []
     # HDF5 does one thing at a time: threads are for what comes over a network.

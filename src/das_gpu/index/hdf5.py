@@ -155,7 +155,9 @@ def piece_of(dataset: Any, name: str) -> Piece:
     what = f"{dataset.name} of {name}"
     dtype = dataset.dtype
     if dtype.kind not in "iuf" or dtype.itemsize not in (1, 2, 4, 8) or dtype.subdtype:
-        raise SourceError(f"{what} has dtype {dtype}; plain integers and floats are read.")
+        raise SourceError(
+            f"{what} has dtype {dtype}; plain integers and floats are read. Convert it to Zarr."
+        )
     if dataset.is_virtual or dataset.external:
         raise SourceError(
             f"{what} has its samples in other files. Index those files instead of this one."
@@ -164,7 +166,9 @@ def piece_of(dataset: Any, name: str) -> Piece:
     if dataset.chunks is None:
         offset = dataset.id.get_offset()
         if offset is None:
-            raise SourceError(f"{what} holds no samples: they were never written.")
+            raise SourceError(
+                f"{what} holds no samples: they were never written. Leave the file out."
+            )
         return Piece(Part(name, dataset.shape, int(offset)), text)
     steps = _steps(dataset, what)
     chunks = tuple(int(size) for size in dataset.chunks)
