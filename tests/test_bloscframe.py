@@ -1,4 +1,4 @@
-"""Blosc frames, decoded block by block: the same bytes, and all flaws found, or left to Blosc."""
+"""Blosc frames, decoded part by part: the same bytes, and all flaws found, or left to Blosc."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ TYPES = st.sampled_from(["i1", "<i2", "<i4", "<f4", "<f8", "V12"])
 
 
 @pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of any size are decoded one by one, so that small frames have many."""
-    monkeypatch.setattr(bloscframe, "_SMALLEST_BLOCK", 1)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts are a few blocks of 1000 bytes, so that small frames have many."""
+    monkeypatch.setattr(bloscframe, "PART_NBYTES", 2500)
 
 
 def smooth(count: int, kind: str = "<i4") -> NDArray[Any]:
@@ -39,12 +39,12 @@ def smooth(count: int, kind: str = "<i4") -> NDArray[Any]:
 
 
 def decoded(frame: BloscFrame) -> bytes:
-    out = np.empty(frame.block_nbytes, np.uint8)
-    blocks = []
+    out = np.empty(frame.part_nbytes, np.uint8)
+    parts = []
     for number in range(frame.count):
-        size = frame.decode_block(number, out)
-        blocks.append(out[:size].tobytes())
-    return b"".join(blocks)
+        size = frame.decode_part(number, out)
+        parts.append(out[:size].tobytes())
+    return b"".join(parts)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -56,7 +56,7 @@ def decoded(frame: BloscFrame) -> bytes:
     shuffle=SHUFFLES,
     block=st.sampled_from([0, 128, 200, 512, 1000, 4096]),
 )
-def test_blocks_are_the_frame(
+def test_parts_are_the_frame(
     count: int, kind: str, name: str, level: int, shuffle: int, block: int
 ) -> None:
     """Whatever it was written with; and its bytes are afterwards what they were."""
@@ -72,14 +72,23 @@ def frame_of(samples: NDArray[Any]) -> bytearray:
     return bytearray(numcodecs.Blosc("zstd", 5, numcodecs.Blosc.SHUFFLE, 1000).encode(samples))
 
 
-def test_a_frame_has_as_many_blocks_as_its_block_size_makes() -> None:
-    samples = smooth(2600)
-    frame = BloscFrame.of(memoryview(frame_of(samples)), samples.nbytes)
-    assert (frame.block_nbytes, frame.count) == (1000, 11)
+@pytest.mark.parametrize(
+    ("samples", "parts"),
+    [(1400, [5600]), (1500, [3000, 3000]), (2100, [3000, 5400]), (2260, [3000, 3000, 3040])],
+)
+def test_a_part_is_some_blocks_and_the_last_takes_what_is_left(
+    samples: int, parts: list[int]
+) -> None:
+    """A block shorter than the others never stands alone."""
+    whole = smooth(samples)
+    frame = BloscFrame.of(memoryview(frame_of(whole)), whole.nbytes)
+    out = np.empty(frame.part_nbytes, np.uint8)
+    assert [frame.decode_part(number, out) for number in range(frame.count)] == parts
+    assert frame.part_nbytes >= max(parts)
 
 
-def test_blocks_may_stand_in_any_order() -> None:
-    """As several threads leave them that compress."""
+def test_blocks_that_stand_in_another_order_are_left_to_blosc() -> None:
+    """As several threads may leave them that compress."""
     samples = smooth(2500)
     body = frame_of(samples)
     starts = np.frombuffer(body, "<u4", 10, 16)
@@ -90,7 +99,7 @@ def test_blocks_may_stand_in_any_order() -> None:
         shuffled += body[starts[number] : ends[number]]
     shuffled[16:56] = np.array([places[n] for n in range(10)], "<u4").tobytes()
     frame = BloscFrame.of(memoryview(shuffled), samples.nbytes)
-    assert frame.count == 10
+    assert frame.count == 1
     assert decoded(frame) == samples.tobytes()
 
 
@@ -126,7 +135,7 @@ def test_a_damaged_block_is_an_error_and_the_bytes_stay() -> None:
 def test_bytes_that_may_not_be_written_to_are_decoded_at_once() -> None:
     samples = smooth(2500)
     frame = BloscFrame.of(memoryview(bytes(frame_of(samples))), samples.nbytes)
-    assert (frame.count, frame.block_nbytes) == (1, samples.nbytes)
+    assert (frame.count, frame.part_nbytes) == (1, samples.nbytes)
     assert decoded(frame) == samples.tobytes()
 
 
@@ -153,7 +162,7 @@ def test_sizes_that_are_not_the_chunks_are_refused_before_anything_is_decoded(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(shape=st.tuples(st.integers(1, 40), st.integers(1, 200)))
 def test_runs_of_rows_are_the_chunk(kind: str, compressed: bool, shape: tuple[int, int]) -> None:
-    """Blocks end in the middle of a row, and of a sample; runs don't."""
+    """Parts end in the middle of a row, and of a sample; runs don't."""
     samples = smooth(math.prod(shape), "<i4").astype(kind).reshape(shape)
     blosc = numcodecs.Blosc("lz4", 5, numcodecs.Blosc.SHUFFLE, blocksize=999)
     metadata = ArrayV2Metadata(

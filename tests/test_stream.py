@@ -56,7 +56,7 @@ def test_the_ring_holds_what_a_slice_would(
 ):
     x, how = counts(), {"time_first": time_first, "blocksize": blocksize}
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bloscframe, "_SMALLEST_BLOCK", 1)
+        patch.setattr(bloscframe, "PART_NBYTES", 800)
         path = write_archive(Path(folder) / "a.zarr", x, RATE_HZ, chunks, **how)
         archive = open_archive(path)
         found = small_plan(

@@ -1,8 +1,8 @@
-"""A frame of Blosc 1, decoded whole or block by block.
+"""A frame of Blosc 1, decoded whole or part by part.
 
 A frame is a row of blocks, each compressed by itself (c-blosc, README_CHUNK_FORMAT and
-README_HEADER): 16 bytes of header, the place of every block, the blocks. A block is decoded by
-giving it a header of its own, so that it is a frame of one block.
+README_HEADER): 16 bytes of header, the place of every block, the blocks. Some blocks in a row are
+decoded by giving them a header and places of their own, so that they are a frame.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 _HEADER = struct.Struct("<BBBBIII")
 """Version of the format and of the compressor, flags, item size; sizes of all that is decoded,
 of a block decoded, and of the frame."""
-_ALONE = struct.Struct("<BBBBIIII")
-"""The header of a frame of one block, and that block's place."""
-_AS_IS, _NOT_SPLIT = 0x02, 0x10
-_SMALLEST_BLOCK = 1 << 16
-"""Blocks below this cost more to find than to decode."""
+_AS_IS = 0x02
+PART_NBYTES = 1 << 23
+"""Of a part, decoded, at least: less is not worth the call, more is memory for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +31,16 @@ class BloscFrame:
         All of the frame.
     nbytes : int
         Size once decoded.
-    block_nbytes : int
-        Decoded size of every block but the last, which may be shorter; ``nbytes`` where the
-        frame cannot be decoded block by block.
+    part_nbytes : int
+        Decoded size of the largest part.
     """
 
     body: memoryview
     nbytes: int
-    block_nbytes: int
+    part_nbytes: int
+    _block_nbytes: int
     _starts: tuple[int, ...]
-    _ends: tuple[int, ...]
+    _parts: tuple[range, ...]
 
     @classmethod
     def of(cls, body: memoryview, nbytes: int) -> BloscFrame:
@@ -62,11 +60,23 @@ class BloscFrame:
             )
         if stored != body.nbytes:
             raise ValueError(f"the Blosc frame should have {stored} bytes and has {body.nbytes}")
-        starts: tuple[int, ...] = ()
-        ends: tuple[int, ...] = ()
-        if not body.readonly and not flags & _AS_IS and _SMALLEST_BLOCK <= block < nbytes:
-            starts, ends = _blocks(body, -(-nbytes // block))
-        return cls(body, nbytes, block if starts else nbytes, starts, ends)
+        whole = cls(body, nbytes, nbytes, block, (), ())
+        if body.readonly or flags & _AS_IS or not 0 < block < nbytes:
+            return whole
+        starts = _starts(body, -(-nbytes // block))
+        together = -(-PART_NBYTES // block)
+        # The last part takes what is left, so that none is a short block alone.
+        firsts = range(0, max(1, nbytes // block - together + 1), together)
+        if not starts or len(firsts) == 1:
+            return whole
+        stops = (*firsts[1:], len(starts))
+        parts = tuple(map(range, firsts, stops))
+        return cls(body, nbytes, len(parts[-1]) * block, block, starts, parts)
+
+    @property
+    def count(self) -> int:
+        """Number of parts."""
+        return max(1, len(self._parts))
 
     def decode(self, out: NDArray[np.uint8]) -> None:
         """Decode all of it into ``out``, ``nbytes`` bytes.
@@ -78,20 +88,15 @@ class BloscFrame:
         """
         _decompress(self.body, out)
 
-    @property
-    def count(self) -> int:
-        """Number of blocks that can be decoded by themselves."""
-        return max(1, len(self._starts))
-
-    def decode_block(self, number: int, out: NDArray[np.uint8]) -> int:
-        """Decode one block; not safe from several threads, as it writes to ``body`` meanwhile.
+    def decode_part(self, number: int, out: NDArray[np.uint8]) -> int:
+        """Decode a part; not safe from several threads, as it writes to ``body`` meanwhile.
 
         Parameters
         ----------
         number : int
             Below ``count``.
         out : ndarray
-            Contiguous, of at least ``block_nbytes`` bytes.
+            Contiguous, of at least ``part_nbytes`` bytes.
 
         Returns
         -------
@@ -103,37 +108,34 @@ class BloscFrame:
         RuntimeError
             The bytes are damaged.
         """
-        if not self._starts:
+        if not self._parts:
             self.decode(out)
             return self.nbytes
-        start = self._starts[number]
-        size = min(self.block_nbytes, self.nbytes - number * self.block_nbytes)
-        version, compressor, flags, item, *_ = _HEADER.unpack_from(self.body)
-        if size < self.block_nbytes:
-            flags |= _NOT_SPLIT  # as the last one never is, when it is short
-        place, end = start - _ALONE.size, self._ends[number]
-        before = bytes(self.body[place:start])
-        header = (version, compressor, flags, item, size, size, end - place, _ALONE.size)
-        _ALONE.pack_into(self.body, place, *header)
+        part, block = self._parts[number], self._block_nbytes
+        last = part.stop == len(self._starts)
+        end = self.body.nbytes if last else self._starts[part.stop]
+        size = (self.nbytes if last else part.stop * block) - part.start * block
+        first = self._starts[part.start]
+        place = first - _HEADER.size - 4 * len(part)
+        frame, before = self.body[place:end], bytes(self.body[place:first])
+        places = np.array(self._starts[part.start : part.stop]) - place
+        _HEADER.pack_into(frame, 0, *self.body[:4], size, block, frame.nbytes)
+        frame[_HEADER.size : first - place] = places.astype("<u4").tobytes()
         try:
-            _decompress(self.body[place:end], out[:size])
+            _decompress(frame, out[:size])
         finally:
-            self.body[place:start] = before
+            self.body[place:first] = before
         return size
 
 
-def _blocks(body: memoryview, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Where the blocks begin and end; nothing when some cannot: then all is left to Blosc."""
+def _starts(body: memoryview, count: int) -> tuple[int, ...]:
+    """Where the blocks begin; nothing when they do not stand in order, or cannot be there."""
     first = _HEADER.size + 4 * count
     if first > body.nbytes:
-        return (), ()
-    starts = np.frombuffer(body, "<u4", count, _HEADER.size)
-    # Blosc's threads write blocks in the order in which they are ready.
-    ends = np.append(np.sort(starts), body.nbytes)
-    if ends[0] < first or not np.all(np.diff(ends) > 0):
-        return (), ()
-    following = np.searchsorted(ends, starts, side="right")
-    return tuple(starts.tolist()), tuple(ends[following].tolist())
+        return ()
+    starts = np.frombuffer(body, "<u4", count, _HEADER.size).astype(np.int64)
+    inside = starts[0] >= first and starts[-1] < body.nbytes
+    return tuple(starts.tolist()) if inside and np.all(np.diff(starts) > 0) else ()
 
 
 def _decompress(frame: memoryview, out: NDArray[np.uint8]) -> None:

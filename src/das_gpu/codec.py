@@ -31,6 +31,10 @@ Run = tuple[int, NDArray[Any]]
 """Some rows of a chunk, and the number of the first."""
 
 
+_ALIGNED = 64
+"""Bytes of a cache line."""
+
+
 class Scratch:
     """Memory to decode into, as much as was ever asked for; one thread's at a time."""
 
@@ -42,7 +46,8 @@ class Scratch:
         nbytes = math.prod(shape) * dtype.itemsize
         if self._memory.nbytes < nbytes:
             self._memory = np.empty(0, np.uint8)  # freed before its successor is made
-            self._memory = np.empty(nbytes, np.uint8)
+            memory = np.empty(nbytes + _ALIGNED, np.uint8)
+            self._memory = memory[-memory.ctypes.data % _ALIGNED :]
         return self._memory[:nbytes].view(dtype).reshape(shape)
 
 
@@ -122,7 +127,7 @@ class Codec:
     ) -> Iterator[Run]:
         """Decode a stored object a few rows at a time, where its encoding allows.
 
-        What is decoded is then still in the processor's cache, and needs no room for a chunk.
+        What is decoded then needs no room for a whole chunk.
 
         Parameters
         ----------
@@ -154,17 +159,20 @@ class Codec:
                 yield 0, chunk
                 return
             row_nbytes = nbytes // shape[0]
-            memory = scratch.array((row_nbytes + frame.block_nbytes,), np.dtype(np.uint8))
-            first = carried = 0
+            place = row_nbytes + -row_nbytes % _ALIGNED
+            memory = scratch.array((place + frame.part_nbytes,), np.dtype(np.uint8))
+            first, start = 0, place
             for number in range(frame.count):
-                filled = carried + frame.decode_block(number, memory[carried:])
-                count, carried = divmod(filled, row_nbytes)
-                rows = memory[: filled - carried].view(dtype).reshape(count, *shape[1:])
+                # Parts come to one place, for the sake of vector instructions; what was left
+                # of the last one stands before it.
+                stop = place + frame.decode_part(number, memory[place:])
+                count, left = divmod(stop - start, row_nbytes)
+                rows = memory[start : stop - left].view(dtype).reshape(count, *shape[1:])
                 self._turn(rows)
-                if count:
-                    yield first, rows
-                    first += count
-                    memory[:carried] = memory[filled - carried : filled]
+                yield first, rows
+                first += count
+                start = place - left
+                memory[start:place] = memory[stop - left : stop]
         except RuntimeError as exc:
             raise ValueError(str(exc)) from exc
 
