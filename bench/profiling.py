@@ -35,6 +35,7 @@ import scipy.fft
 
 from das_gpu import segment
 from das_gpu.backends import analytic, cpu, plain, window
+from das_gpu.bloscframe import BloscFrame
 from das_gpu.chunks import StoredArray
 from das_gpu.codec import Codec
 from das_gpu.host import processors
@@ -144,7 +145,8 @@ class Profile:
 PLACES: tuple[tuple[object, str, str], ...] = (
     (StoredArray, "_fetch", "fetch"),
     (Codec, "decode", "decode"),
-    (SegmentStream, "_keep", "keep channels"),
+    (BloscFrame, "decode_part", "decode"),
+    (SegmentStream, "_keep_some", "keep channels"),
     (Timeline, "read", "time axis"),
     (SegmentStream, "_await", "wait for chunks"),
     (SegmentStream, "_await_room", "wait for room"),

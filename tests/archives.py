@@ -30,11 +30,15 @@ def write_archive(
     gps_status: NDArray[np.uint8] | None = None,
     gps_bits: NDArray[np.uint8] | None = None,
     time_first: bool = False,
+    blocksize: int = 0,
 ) -> Path:
-    """Write samples (channel, sample) as a consolidated Zarr v2 group; return its path."""
+    """Write samples (channel, sample) as a consolidated Zarr v2 group; return its path.
+
+    ``blocksize`` is that of the Blosc frames, 0 for what Blosc thinks best.
+    """
     n_samples = samples.shape[1]
     group = zarr.open_group(str(path), mode="w", zarr_format=2)
-    blosc = Blosc("lz4", clevel=5, shuffle=Blosc.SHUFFLE)
+    blosc = Blosc("lz4", clevel=5, shuffle=Blosc.SHUFFLE, blocksize=blocksize)
 
     def put(name: str, array: NDArray[Any], chunks: tuple[int, ...], dims: list[str]) -> None:
         stored = group.create_array(

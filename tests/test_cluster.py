@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +19,7 @@ from threading import Event, current_thread, main_thread
 from types import SimpleNamespace
 from typing import Any
 
+import distributed
 import pytest
 from distributed.scheduler import KilledWorker
 
@@ -301,19 +304,22 @@ def test_a_worker_that_does_not_see_the_output_folder_makes_nothing(
 class Dask:
     """What `DaskWorkers` asks of a client, in the hands of a test."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = SimpleNamespace(asyncio_loop=loop)
         self.tasks: dict[str, tuple[Any, Future[Any]]] = {}
-        self.options: dict[str, object] = {}
         self.restarted: list[str] = []
         self.status, self.seen = "running", time.time()
 
-    def get_executor(self, **options: object) -> Dask:
-        self.options = options
-        return self
-
-    def submit(self, _perform: object, *args: Any, key: str) -> Future[Any]:
+    def submit(
+        self, _perform: object, *args: Any, key: str, pure: bool, retries: int
+    ) -> Future[Any]:
+        assert (pure, retries) == (False, 0)
         self.tasks[key] = args, Future()
         return self.tasks[key][1]
+
+    async def gather(self, future: Future[Any], *, asynchronous: bool) -> Any:
+        assert asynchronous
+        return await asyncio.wrap_future(future)
 
     def subscribe_topic(self, _topic: str, handler: Callable[[Any], None]) -> None:
         self.handler = handler
@@ -346,8 +352,17 @@ WORKER = "tcp://127.0.0.1:1"
 
 
 @pytest.fixture
-def dask() -> Dask:
-    return Dask()
+def dask() -> Iterator[Dask]:
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield Dask(loop)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    for each in asyncio.all_tasks(loop):
+        each.cancel()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
 
 
 def fail(error: Exception) -> None:
@@ -361,10 +376,9 @@ def test_results_and_errors_of_tasks_arrive_as_they_are(dask: Dask) -> None:
     assert not fine.done()
     dask.run(0)
     dask.run(1)
-    assert fine.result() == 7
+    assert fine.result(1) == 7
     with pytest.raises(SourceError, match="the store is gone"):
-        failed.result()
-    assert dask.options == {"pure": False, "retries": 0}
+        failed.result(1)
     assert len(dask.tasks) == 2, "no two tasks have the same key"
 
 
@@ -394,6 +408,32 @@ def test_what_dask_raises_is_told_apart(dask: Dask) -> None:
         other.result(1)
 
 
+@pytest.mark.slow
+def test_a_task_that_fails_when_its_lost_result_is_wanted_again_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its worker dies with what it has made, and then every worker that does it anew."""
+    with distributed.Client(processes=False, n_workers=1, dashboard_address=":0") as client:
+        killed = KilledWorker("task-1", SimpleNamespace(address="tcp://127.0.0.1"), 3)
+
+        async def lost(*_: object) -> dict[str, object]:
+            return {"status": "error", "keys": list(client.futures)}
+
+        send = client._send_to_scheduler
+
+        def ask_again(message: dict[str, Any]) -> None:
+            if message["op"] == "report-key":
+                state = client.futures[message["key"]]
+                client.loop.call_later(0.05, state.set_error, killed, None)
+            else:
+                send(message)
+
+        monkeypatch.setattr(client, "_gather_remote", lost)
+        monkeypatch.setattr(client, "_send_to_scheduler", ask_again)
+        with pytest.raises(WorkerError, match="One worker process after the other died"):
+            DaskWorkers(client).submit(int, "7").result(10)
+
+
 def test_a_cancelled_task_has_ended_when_its_worker_says_so(dask: Dask) -> None:
     workers = DaskWorkers(dask)
     running, queued = workers.submit(int, "1"), workers.submit(int, "2")
@@ -416,7 +456,7 @@ def test_what_has_ended_is_not_cancelled_on_its_way_here(dask: Dask) -> None:
     dask.say(0, "ended")
     workers.cancel(done, WorkerError("It hung."))
     dask.tasks[next(iter(dask.tasks))][1].set_result(Answer(7))
-    assert done.result(0) == 7
+    assert done.result(1) == 7
 
 
 def test_a_worker_that_does_not_let_go_is_restarted(

@@ -114,6 +114,14 @@ def test_the_integer_detrend_is_the_one_in_float64(samples, seed, bits, kind):
     np.testing.assert_array_equal(ours[wide], exact[wide].astype(np.float32))
 
 
+def test_counts_at_both_ends_of_32_bits_do_not_pass_for_neighbours():
+    """Their differences wrap around to a few counts."""
+    counts = np.array([[2**31 - 1, -(2**31), 2**31 - 3, -(2**31) + 5]], np.int32)
+    ours = np.empty((1, 4), np.float32)
+    assert plain.Detrend(4, ours.dtype).apply([counts], ours).all()
+    np.testing.assert_array_equal(ours, detrended(counts.astype(np.float64)).astype(np.float32))
+
+
 @given(st.integers(0, 999), st.floats(0, 49), st.integers(1, 400))
 def test_percentile_levels_are_numpys_over_the_live_channels(seed, share, samples):
     random = np.random.default_rng(seed)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from das_gpu import Recipe, open_archive
+from das_gpu import Recipe, bloscframe, open_archive
 from das_gpu.backends.window import HostRing
 from das_gpu.errors import InterruptedRunError, SourceError
 from das_gpu.model import Status
@@ -49,13 +49,15 @@ def small_plan(archive, *, minutes: float = 0.11, **changed) -> Plan:
     st.sampled_from([("after", 1), ("after", 2), ("before", 1), ("before", 2)]),
     st.integers(1, 5),
     st.booleans(),
+    st.sampled_from([0, 500, 1001]),
 )
 def test_the_ring_holds_what_a_slice_would(
-    chunks, time_first, channel_step, channel_start, reduce, decimate, loaders, ahead
+    chunks, time_first, channel_step, channel_start, reduce, decimate, loaders, ahead, blocksize
 ):
-    x = counts()
-    with tempfile.TemporaryDirectory() as folder:
-        path = write_archive(Path(folder) / "a.zarr", x, RATE_HZ, chunks, time_first=time_first)
+    x, how = counts(), {"time_first": time_first, "blocksize": blocksize}
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bloscframe, "PART_NBYTES", 800)
+        path = write_archive(Path(folder) / "a.zarr", x, RATE_HZ, chunks, **how)
         archive = open_archive(path)
         found = small_plan(
             archive,
@@ -133,7 +135,7 @@ def test_closing_ends_the_loaders_and_a_waiting_reader(archive):
     stream = open_stream(archive)
     release = threading.Event()
     load = archive.data.load
-    archive.data.load = lambda index, lease, use: release.wait() and load(index, lease, use)
+    archive.data.load = lambda index, use: release.wait() and load(index, use)
     with stream:
         threading.Timer(0.2, stream.close).start()
         threading.Timer(0.4, release.set).start()
@@ -143,7 +145,7 @@ def test_closing_ends_the_loaders_and_a_waiting_reader(archive):
 
 
 def test_a_store_that_fails_fails_the_reader(archive):
-    def fail(index, lease, use):
+    def fail(index, use):
         raise SourceError("the store is gone")
 
     archive.data.load = fail

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from das_gpu.codec import Codec
+from das_gpu.codec import Codec, Run, Scratch
 from das_gpu.errors import (
     ChunkCorruptError,
     ChunkError,
@@ -171,38 +171,24 @@ class StoredArray:
         SourceError, AccessDeniedError
             The store failed or refused.
         """
-        return self.load(index, lambda: nullcontext(out), lambda _: None)
+        return self.load(index, lambda chunk: chunk.decode(out))
 
-    def load(
-        self,
-        index: tuple[int, ...],
-        lease: Callable[[], AbstractContextManager[NDArray[Any]]],
-        use: Callable[[NDArray[Any]], None],
-    ) -> int:
-        """Fetch one chunk, decode it when there is room for it, use it; see :meth:`read`.
+    def load(self, index: tuple[int, ...], use: Callable[[Chunk], object]) -> int:
+        """Fetch one chunk and have it decoded and used; see :meth:`read`.
 
         Parameters
         ----------
         index : tuple of int
             Chunk index in stored order.
-        lease : callable
-            Asked, when the bytes are there, for the array to decode into; may wait or raise.
         use : callable
-            Given the decoded array while it is leased.
+            Given the chunk when its bytes are there; may wait, and raise. Called once more when
+            the chunk turns out to be corrupt.
         """
         key, started_s = self.key(index), time.monotonic()
         for attempt in range(_FETCHES):
             try:
-                if not self.plain:
-                    with lease() as out:
-                        fetched = self._read_through_zarr(index, key, self._fitting(out))
-                        use(out)
-                        return fetched
-                body = self._fetch(key)
-                with lease() as out:
-                    self._decode(key, body, self._fitting(out))
-                    use(out)
-                    return body.nbytes
+                chunk = self._fetch(index, key)
+                use(chunk)
             except ChunkCorruptError:
                 if attempt == _FETCHES - 1:
                     raise
@@ -212,21 +198,32 @@ class StoredArray:
                 if self._store.is_alive(started_s):
                     raise ChunkUnreadableError(str(exc)) from exc
                 raise
+            else:
+                return chunk.stored_bytes
         raise AssertionError  # the last attempt returns or raises
 
-    def _decode(self, key: str, body: memoryview, out: NDArray[Any]) -> None:
+    def _fetch(self, index: tuple[int, ...], key: str) -> Chunk:
+        if not self.plain:
+            through_zarr = partial(self._read_through_zarr, index, key)
+            return Chunk(self.chunk_shape, self.dtype, through_zarr)
+        body = self._store.get(key, check=partial(self._check_stored_size, key))
+        if body is None:
+            raise self._missing(key)
+        decode, runs = partial(self._decode, key, body), partial(self._runs, key, body)
+        return Chunk(self.chunk_shape, self.dtype, decode, runs, body.nbytes)
+
+    def _decode(self, key: str, body: memoryview, out: NDArray[Any]) -> int:
         try:
             self._codec.decode(body, out)
         except ValueError as exc:
             raise self._corrupt(key, str(exc)) from exc
+        return body.nbytes
 
-    def _fitting(self, out: NDArray[Any]) -> NDArray[Any]:
-        if out.shape != self.chunk_shape or out.dtype != self.dtype or not out.flags.c_contiguous:
-            raise ValueError(
-                f"out must be C-contiguous {self.chunk_shape} {self.dtype}, "
-                f"not {out.shape} {out.dtype}"
-            )
-        return out
+    def _runs(self, key: str, body: memoryview, scratch: Scratch) -> Iterator[Run]:
+        try:
+            yield from self._codec.runs(body, self.chunk_shape, self.dtype, scratch)
+        except ValueError as exc:
+            raise self._corrupt(key, str(exc)) from exc
 
     def __getitem__(self, item: Any) -> NDArray[Any]:
         """Read a box by integers and slices; a lost chunk raises, it is never filled in."""
@@ -260,12 +257,6 @@ class StoredArray:
                 source.append(slice(start - i * size, stop - i * size))
                 target.append(slice(start - low, stop - low))
             box[tuple(target)] = scratch[tuple(source)]
-
-    def _fetch(self, key: str) -> memoryview:
-        body = self._store.get(key, check=partial(self._check_stored_size, key))
-        if body is None:
-            raise self._missing(key)
-        return body
 
     def _read_through_zarr(
         self,
@@ -322,6 +313,41 @@ class StoredArray:
             f"Chunk {key} of {self.location} cannot be decoded to {self.chunk_shape} "
             f"{self.dtype}: {reason}. Copy the object again from its origin."
         )
+
+
+@dataclass
+class Chunk:
+    """A stored chunk, to be decoded by the thread that has fetched it, in one of two ways.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    dtype : numpy.dtype
+    stored_bytes : int
+        Bytes fetched; where Zarr's codecs decode, they are fetched only then.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    _decode: Callable[[NDArray[Any]], int]
+    _runs: Callable[[Scratch], Iterator[Run]] | None = None
+    stored_bytes: int = 0
+
+    def decode(self, out: NDArray[Any]) -> NDArray[Any]:
+        """Decode all of it into ``out`` and return that; see `StoredArray.read`."""
+        if out.shape != self.shape or out.dtype != self.dtype or not out.flags.c_contiguous:
+            raise ValueError(
+                f"out must be C-contiguous {self.shape} {self.dtype}, not {out.shape} {out.dtype}"
+            )
+        self.stored_bytes = self._decode(out)
+        return out
+
+    def runs(self, scratch: Scratch) -> Iterator[Run]:
+        """Decode it a few rows at a time, where its encoding allows; see `Codec.runs`."""
+        if self._runs is None:
+            yield 0, self.decode(scratch.array(self.shape, self.dtype))
+        else:
+            yield from self._runs(scratch)
 
 
 def _stored_dtype(

@@ -9,21 +9,46 @@ zlib and gzip (RFC 1950, 1952), LZ4 as numcodecs frames it (a little-endian 32-b
 
 from __future__ import annotations
 
+import math
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from das_gpu.bloscframe import BloscFrame
 from das_gpu.metadata import ArrayMetadata, Settings
 
 if TYPE_CHECKING:
     from zarr.core.metadata import ArrayV2Metadata, ArrayV3Metadata
 
 _Decoder = Callable[[memoryview, NDArray[np.uint8]], None]
+
+Run = tuple[int, NDArray[Any]]
+"""Some rows of a chunk, and the number of the first."""
+
+
+_ALIGNED = 64
+"""Bytes of a cache line."""
+
+
+class Scratch:
+    """Memory to decode into, as much as was ever asked for; one thread's at a time."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Memory of this shape, undefined."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        if self._memory.nbytes < nbytes:
+            self._memory = np.empty(0, np.uint8)  # freed before its successor is made
+            memory = np.empty(nbytes + _ALIGNED, np.uint8)
+            self._memory = memory[-memory.ctypes.data % _ALIGNED :]
+        return self._memory[:nbytes].view(dtype).reshape(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +117,66 @@ class Codec:
             raise ValueError(f"chunks encoded as {self.description} are not plain")
         flat = out.reshape(-1).view(np.uint8)
         _decompress(self._decoder, body, flat)
+        self._turn(out)
+
+    def runs(
+        self, body: memoryview, shape: tuple[int, ...], dtype: np.dtype[Any], scratch: Scratch
+    ) -> Iterator[Run]:
+        """Decode a stored object a few rows at a time, where its encoding allows.
+
+        What is decoded then needs no room for a whole chunk.
+
+        Parameters
+        ----------
+        body : memoryview
+            Changed and changed back meanwhile, when it can be.
+        shape, dtype
+            Of the chunk, in native byte order.
+        scratch : Scratch
+            Holds each run until the next is asked for.
+
+        Yields
+        ------
+        first : int
+            First row of the run; the rows of all runs are those of the chunk, in order.
+        rows : ndarray, (n, ``*shape[1:]``)
+
+        Raises
+        ------
+        ValueError
+            As `decode`.
+        """
+        nbytes = math.prod(shape) * dtype.itemsize
+        try:
+            blosc = self._decoder is _decode_blosc
+            frame = BloscFrame.of(body, nbytes) if blosc else None
+            if frame is None or frame.count == 1:
+                chunk = scratch.array(shape, dtype)
+                self.decode(body, chunk)
+                yield 0, chunk
+                return
+            row_nbytes = nbytes // shape[0]
+            place = row_nbytes + -row_nbytes % _ALIGNED
+            memory = scratch.array((place + frame.part_nbytes,), np.dtype(np.uint8))
+            first, start = 0, place
+            for number in range(frame.count):
+                # Parts come to one place, for the sake of vector instructions; what was left
+                # of the last one stands before it.
+                stop = place + frame.decode_part(number, memory[place:])
+                count, left = divmod(stop - start, row_nbytes)
+                rows = memory[start : stop - left].view(dtype).reshape(count, *shape[1:])
+                self._turn(rows)
+                yield first, rows
+                first += count
+                start = place - left
+                memory[start:place] = memory[stop - left : stop]
+        except RuntimeError as exc:
+            raise ValueError(str(exc)) from exc
+
+    def _turn(self, samples: NDArray[Any]) -> None:
+        """Turn decoded samples to native byte order."""
         if self._swapped:
-            flat.view(f"u{out.itemsize}").byteswap(inplace=True)
+            samples.view(f"u{samples.itemsize}").byteswap(inplace=True)
 
     def check_declared_size(self, body: memoryview, limit: int) -> None:
         """Refuse bytes that would decode to more than ``limit``, before somebody decodes them.
@@ -158,17 +241,7 @@ def _decode_none(body: memoryview, out: NDArray[np.uint8]) -> None:
 
 
 def _decode_blosc(body: memoryview, out: NDArray[np.uint8]) -> None:
-    from numcodecs import blosc
-
-    # The loaders are the parallelism; Blosc's own threads would only take turns with them.
-    blosc.use_threads = False
-    if body.nbytes < 16:
-        raise ValueError(f"{body.nbytes} bytes are too few for a Blosc frame")
-    _check_size(int.from_bytes(body[4:8], "little"), out.nbytes, "the Blosc frame declares")
-    declared = int.from_bytes(body[12:16], "little")
-    if declared != body.nbytes:
-        raise ValueError(f"the Blosc frame should have {declared} bytes and has {body.nbytes}")
-    blosc.decompress(body, out)
+    BloscFrame.of(body, out.nbytes).decode(out)
 
 
 def _decode_zstd(body: memoryview, out: NDArray[np.uint8]) -> None:

@@ -2,8 +2,8 @@
 
 Loader threads walk the segment one column of stored chunks (one stretch of time, all
 selected channels) at a time. Each fetches the next chunk and, when the ring has room for its
-column, decodes it: into the ring itself where all of the chunk is wanted, else into one of a few
-buffers that all threads share. So there is always a request in flight for each thread, loading
+column, decodes it: into the ring itself where all of the chunk is wanted, else a few channels at a
+time on the way there. So there is always a request in flight for each thread, loading
 runs ahead of the work by what the ring holds and one chunk's bytes for each thread, and every
 stored chunk is fetched and decoded once. What a chunk, the time axis or the sample counter says
 about a row of tiles becomes the row's spans.
@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from queue import LifoQueue
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -24,6 +25,8 @@ from numpy.typing import NDArray
 
 from das_gpu.archive import Archive
 from das_gpu.backends import Ring
+from das_gpu.chunks import Chunk
+from das_gpu.codec import Run, Scratch
 from das_gpu.errors import ChunkError, InterruptedRunError
 from das_gpu.model import RingLayout, RowWindow, Segment
 from das_gpu.patience import cancelled_by
@@ -76,7 +79,7 @@ class SegmentStream:
     loaders : int
         Threads that fetch and decode: requests in flight.
     decoders : int
-        Threads of these that may decode at a time, each into a buffer of a chunk's size.
+        Threads of these that may decode at a time, each into memory of its own.
     on_missing : {"skip", "error", "fill"}
         A lost chunk loses its tiles, stops the segment, or makes its channels dead.
     pulse : Pulse, optional
@@ -113,9 +116,9 @@ class SegmentStream:
         self._failure: BaseException | None = None
         self._closed = threading.Event()
         # The last one used is the first to be used again: it is still in the processor's cache.
-        self._buffers: LifoQueue[NDArray[Any]] = LifoQueue()
+        self._scratches: LifoQueue[Scratch] = LifoQueue()
         for _ in range(min(decoders or loaders, loaders)):
-            self._buffers.put(np.empty(archive.data.chunk_shape, dtype=archive.data.dtype))
+            self._scratches.put(Scratch())
         self._threads = [
             threading.Thread(target=self._load, name=f"das-gpu-loader-{n}", daemon=True)
             for n in range(loaders)
@@ -236,21 +239,13 @@ class SegmentStream:
                 self._change.wait()
 
     @contextmanager
-    def _buffer(self, column: int) -> Iterator[NDArray[Any]]:
-        """A buffer to decode into, as soon as the ring has room for the column."""
-        self._await_room(column)
-        buffer = self._buffers.get()
+    def _scratch(self) -> Iterator[Scratch]:
+        """Memory to decode into, when one of those who decode has done."""
+        scratch = self._scratches.get()
         try:
-            yield buffer
+            yield scratch
         finally:
-            self._buffers.put(buffer)
-
-    @contextmanager
-    def _in_place(self, column: int, k0: int, k1: int) -> Iterator[NDArray[Any]]:
-        """The chunk's own place in the ring, in stored order, as soon as there is room."""
-        self._await_room(column)
-        with self._ring.room(column, k0, k1) as room:
-            yield room.T if self._transposed else room
+            self._scratches.put(scratch)
 
     def _run_job(self, column: int, chunk_row: int) -> None:
         lost: Lost | None = None
@@ -278,17 +273,8 @@ class SegmentStream:
         """Fetch and decode one chunk and keep its wanted part; or say that it is lost."""
         data = self._archive.data
         index = (column, chunk_row) if self._transposed else (chunk_row, column)
-        whole = self._whole(column, chunk_row)
-
-        def keep(chunk: NDArray[Any]) -> None:
-            if whole is None:
-                self._keep(column, chunk_row, chunk.T if self._transposed else chunk)
-
         try:
-            if whole is None:
-                stored = data.load(index, lambda: self._buffer(column), keep)
-            else:
-                stored = data.load(index, lambda: self._in_place(column, *whole), keep)
+            stored = data.load(index, partial(self._put, column, chunk_row))
         except ChunkError as error:
             if self._on_missing == "error":
                 raise
@@ -297,6 +283,20 @@ class SegmentStream:
             self.traffic.chunks += 1
             self.traffic.stored_bytes += stored
         return None
+
+    def _put(self, column: int, chunk_row: int, chunk: Chunk) -> None:
+        """Decode a chunk as soon as the ring has room, and keep its wanted part there."""
+        self._await_room(column)
+        if (whole := self._whole(column, chunk_row)) is not None:
+            with self._ring.room(column, *whole) as room:
+                chunk.decode(room.T if self._transposed else room)
+            return
+        with self._scratch() as scratch:
+            if self._plan.recipe.selection.channel_reduce == "stride":
+                self._keep_some(column, chunk_row, chunk.runs(scratch))
+            else:
+                samples = chunk.decode(scratch.array(chunk.shape, chunk.dtype))
+                self._keep_means(column, chunk_row, samples.T if self._transposed else samples)
 
     def _whole(self, column: int, chunk_row: int) -> tuple[int, int] | None:
         """The channels of a chunk all of which is wanted as it is stored; else None."""
@@ -311,22 +311,43 @@ class SegmentStream:
         inside = k0 >= 0 and k0 + height <= plan.kept_channels
         return (k0, k0 + height) if inside and stop - start == width else None
 
-    def _keep(self, column: int, chunk_row: int, block: NDArray[Any]) -> None:
-        """Put the wanted channels and samples of a decoded (channel, sample) block in the ring."""
-        plan = self._plan
-        height, width = plan.acquisition.chunk_shape
-        held0, held1 = self._layout.samples(column)
-        first = plan.sample_start + held0 * plan.hold_step - column * width
-        samples = block[:, first :: plan.hold_step][:, : held1 - held0]
-        step, c0 = plan.channel_step, plan.channel_start
-        low, high = chunk_row * height - c0, (chunk_row + 1) * height - c0
-        k0 = max(0, -(-low // step))
-        if plan.recipe.selection.channel_reduce == "stride":
-            k1 = min(plan.kept_channels, -(-high // step))
-            if k1 > k0:
-                with self._ring.room(column, k0, k1) as room:
-                    room[...] = samples[k0 * step - low : high - low : step][: k1 - k0]
+    def _keep_some(self, column: int, chunk_row: int, runs: Iterator[Run]) -> None:
+        """Put the wanted channels and samples of a chunk, as it is decoded, in the ring."""
+        low, high = self._chunk_channels(chunk_row)
+        step, kept = self._plan.channel_step, self._plan.kept_channels
+        k0, k1 = max(0, -(-low // step)), min(kept, -(-high // step))
+        if k1 <= k0:
             return
+        channels, samples = range(k0 * step - low, k1 * step - low, step), self._held(column)
+        along, across = (samples, channels) if self._transposed else (channels, samples)
+        columns = slice(across.start, across.stop, across.step)
+        with self._ring.room(column, k0, k1) as room:
+            target = room.T if self._transposed else room
+            for first, rows in runs:
+                edges = (first, first + len(rows))
+                i0, i1 = (max(0, -((along.start - edge) // along.step)) for edge in edges)
+                wanted = along[i0:i1]
+                place = slice(wanted.start - first, wanted.stop - first, wanted.step)
+                target[i0:i1] = rows[place, columns]
+
+    def _chunk_channels(self, chunk_row: int) -> tuple[int, int]:
+        """Channels of a chunk row, counted from the first that is asked for; half-open."""
+        height, c0 = self._plan.acquisition.chunk_shape[0], self._plan.channel_start
+        return chunk_row * height - c0, (chunk_row + 1) * height - c0
+
+    def _held(self, column: int) -> range:
+        """Places of the held samples in the chunks of a column."""
+        width, step = self._plan.acquisition.chunk_shape[1], self._plan.hold_step
+        start, stop = self._layout.samples(column)
+        first = self._plan.sample_start - column * width
+        return range(first + start * step, first + stop * step, step)
+
+    def _keep_means(self, column: int, chunk_row: int, block: NDArray[Any]) -> None:
+        """Put means over groups of channels of a decoded (channel, sample) block in the ring."""
+        plan, step, held = self._plan, self._plan.channel_step, self._held(column)
+        samples = block[:, held.start : held.stop : held.step]
+        low, high = self._chunk_channels(chunk_row)
+        k0 = max(0, -(-low // step))
         k1 = max(k0, min(plan.kept_channels, high // step))
         if k1 > k0:
             whole = samples[k0 * step - low : k1 * step - low]

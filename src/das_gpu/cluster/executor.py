@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import threading
@@ -37,12 +38,12 @@ RESTART_S = 60.0
 class _Task:
     """A piece of work at dask's.
 
-    ``error`` is what it raises, once it is cancelled; ``ended`` says that its worker is done with
-    it, and that what it came to is on its way.
+    ``asked`` is dask's own future. ``error`` is what it raises, once it is cancelled; ``ended``
+    says that its worker is done with it, and that what it came to is on its way.
     """
 
     future: Future[Any]
-    inner: Future[Answer]
+    asked: Any
     worker: str | None = None
     ended: bool = False
     error: DasGpuError | None = None
@@ -59,9 +60,6 @@ class DaskWorkers(Workers):
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        # Impure, or a segment tried again would be given its old error; how often it is tried
-        # again is the run's to say.
-        self._executor = client.get_executor(pure=False, retries=0)
         self._topic = f"das-gpu-{uuid4().hex}"
         self._names = itertools.count()
         self._tasks: dict[str, _Task] = {}
@@ -86,21 +84,35 @@ class DaskWorkers(Workers):
         future: Future[_T] = Future()
         future.set_running_or_notify_cancel()
         key = f"{self._topic}-{next(self._names)}"
-        inner = self._executor.submit(perform, self._topic, fn, args, kwargs, key=key)
+        # Impure, or a segment tried again would be given its old error; how often it is tried
+        # again is the run's to say.
+        asked = self._client.submit(
+            perform, self._topic, fn, args, kwargs, key=key, pure=False, retries=0
+        )
         with self._lock:
-            self._tasks[key], self._keys[future] = _Task(future, inner), key
-        inner.add_done_callback(partial(self._hand_over, key))
+            self._tasks[key], self._keys[future] = _Task(future, asked), key
+        # Dask's own executor never tells of a task whose result is lost with its worker, and
+        # that fails when dask has it done again.
+        outcome = asyncio.run_coroutine_threadsafe(
+            self._outcome(asked), self._client.loop.asyncio_loop
+        )
+        outcome.add_done_callback(partial(self._hand_over, key))
         return future
 
-    def _hand_over(self, key: str, inner: Future[Answer]) -> None:
-        """Hand over what a task came to, as soon as dask has it; it may be called at once."""
+    async def _outcome(self, asked: Any) -> Answer:
+        """Wait for what a task comes to."""
+        answer: Answer = await self._client.gather(asked, asynchronous=True)
+        return answer
+
+    def _hand_over(self, key: str, outcome: Future[Answer]) -> None:
+        """Hand over what a task came to, as soon as it is here."""
         with self._lock:
-            task = self._tasks[key]
-            if task.error is not None and inner.cancelled():
+            task = self._tasks.get(key)
+            if task is None or (task.error is not None and task.asked.cancelled()):
                 # It goes on until its worker says that it has ended.
                 return
         try:
-            answer = inner.result()
+            answer = outcome.result()
         except CancelledError:
             lost = "The connection to the dask scheduler was lost."
             answer = Answer(error=ClusterError(f"{lost} {_AGAIN}"))
@@ -146,7 +158,7 @@ class DaskWorkers(Workers):
                 return
             task.error, task.deadline = error, time.monotonic() + GRACE_S
         # The worker sees that it is no longer wanted, and says when it has ended.
-        task.inner.cancel()
+        task.asked.cancel()
         if task.worker is None:
             self._end(key, Answer(error=error))
 
