@@ -61,9 +61,9 @@ class CommandPages(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Ask the program itself."""
-        from das_gpu.cli import _app
+        from das_gpu.cli import application
 
-        return [self._section(name) for name in _app() if not name.startswith("-")]
+        return [self._section(name) for name in application() if not name.startswith("-")]
 
     def _section(self, command: str) -> nodes.Node:
         section = nodes.section(ids=[nodes.make_id(f"das-gpu {command}")])

@@ -119,7 +119,7 @@ def understood(given: Words) -> None:
 
 @cache
 def _parser() -> App:
-    return cli._app()
+    return cli.application()
 
 
 def module(script: str) -> ModuleType:

@@ -415,10 +415,10 @@ def refuse(monkeypatch, column: int) -> None:
     """Let reading one column of chunks fail for another reason than the chunk."""
     load = StoredArray.load
 
-    def failing(self, index, lease, use):
+    def failing(self, index, use):
         if self.name == "RawData" and index[1] == column:
             raise SourceError("the store is gone")
-        return load(self, index, lease, use)
+        return load(self, index, use)
 
     monkeypatch.setattr(StoredArray, "load", failing)
 

@@ -40,8 +40,20 @@ def place(tile):
     return tile.record.sample_start, tile.record.channel_start
 
 
+EARLIER = set()
+"""Threads that were there before a test: of whatever ran in this process."""
+
+
+@pytest.fixture(autouse=True)
+def earlier_threads():
+    EARLIER.update(threading.enumerate())
+    yield
+    EARLIER.clear()
+
+
 def working_threads():
-    return [each.name for each in threading.enumerate() if each.name.startswith("das-gpu")]
+    there = set(threading.enumerate()) - EARLIER
+    return [each.name for each in there if each.name.startswith("das-gpu")]
 
 
 def assert_threads_end():
