@@ -26,7 +26,7 @@ CHECKED := src tests bench docs
 help:
 	@echo "make demo         install das-gpu into .venv, make images of a synthetic recording in demo/"
 	@echo "make test         install what the tests need and run them all (ARGS='-k png' to choose)"
-	@echo "make test-fast    the tests that take less than a few seconds each"
+	@echo "make test-fast    the tests that take less than a second or so each"
 	@echo "make test-gpu     on a machine with a GPU: the tests that need one"
 	@echo "make lint         ruff, mypy --strict and the import contracts"
 	@echo "make format       let ruff put the code in order"

@@ -61,6 +61,7 @@ def rms(values):
 
 @given(smooth, st.integers(1, 6).filter(lambda n: n != 6), st.sampled_from(TYPES), st.data())
 @settings(max_examples=150)
+@pytest.mark.slow
 def test_the_signal_is_that_of_plain_transforms(kept_length, step, types, data):
     held, real = types
     length = max(2, kept_length * step)

@@ -266,6 +266,7 @@ PREFIX = "ooi_South_Tx.zarr/ooi_South_Tx.zarr"
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.parametrize("consolidated", [True, False])
+@pytest.mark.slow
 def test_a_public_container_gives_the_same_values(
     azurite: Azurite, tmp_path: Path, zarr_format: int, consolidated: bool
 ) -> None:

@@ -98,6 +98,7 @@ def download(azurite, container, prefix, folder):
 SELECTION = ["--channels", "::1", "--tile-seconds", "5", "--bands", "2"]
 
 
+@pytest.mark.slow
 def test_a_run_into_a_container_has_the_keys_and_bytes_of_a_run_on_disk(
     azurite, container, store, owner, tmp_path, capsys
 ):
@@ -120,6 +121,7 @@ def test_a_run_into_a_container_has_the_keys_and_bytes_of_a_run_on_disk(
     }
 
 
+@pytest.mark.slow
 def test_a_run_in_a_container_is_continued_where_it_was_left(
     azurite, store, owner, tmp_path, capsys
 ):
@@ -140,6 +142,7 @@ def test_a_run_in_a_container_is_continued_where_it_was_left(
     assert "Nothing to do" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_images_go_up_eight_at_a_time(azurite, store, owner, tmp_path):
     azurite.create_container("wide")
     with FaultProxy(azurite.port) as proxy:
@@ -181,6 +184,7 @@ def test_one_secret_for_two_accounts_is_refused(store, monkeypatch, capsys):
     assert "AZURE_STORAGE_ACCOUNT_NAME" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_plan_says_how_many_chunks_are_asked_for_at_a_time(container, store, capsys):
     for source, options, loaders in [
         (container.url("zarr", PREFIX), [], 12),

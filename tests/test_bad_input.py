@@ -309,6 +309,7 @@ def truncated(chunk: Path) -> None:
 
 
 @pytest.mark.parametrize(("harm", "status"), [(Path.unlink, "missing"), (truncated, "corrupt")])
+@pytest.mark.slow
 def test_lost_chunk_loses_its_tiles_and_cuts_its_neighbours_halos(
     harm: Callable[[Path], None],
     status: str,

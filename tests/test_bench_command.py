@@ -148,6 +148,7 @@ def test_an_archive_stored_time_first_gives_the_reference_the_same_tiles(
 
 
 @pytest.mark.parametrize("preset", ["continuous", "notebook"])
+@pytest.mark.slow
 def test_compiled_loops_take_part_where_numba_is_and_agree(archive, monkeypatch, preset):
     pytest.importorskip("numba", reason="the extra `fast` is not installed")
     monkeypatch.setattr(fast, "installed", lambda: True)
@@ -174,6 +175,7 @@ def test_a_recipe_that_is_the_notebooks_own_is_not_run_twice(archive):
     assert found["agrees"]
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_is_left_out_and_the_result_says_why(archive, monkeypatch):
     def absent() -> str:
         raise OSError
@@ -203,6 +205,7 @@ def test_tiles_that_overlap_are_compared_one_by_one(archive):
     assert found["agrees"]
 
 
+@pytest.mark.slow
 def test_tiles_with_dead_channels_are_not_held_against_the_notebook(samples, tmp_path):
     dead = samples.copy()
     dead[2] = 7
@@ -237,6 +240,7 @@ def run(archive: Path, **changed: Any) -> int:
     return bench(str(archive), options=RecipeOptions(**flags), **wanted)
 
 
+@pytest.mark.slow
 def test_one_wrong_pixel_is_a_disagreement_and_exit_code_3(archive, monkeypatch, capsys):
     exact = plain.by_pillow
 
@@ -288,6 +292,7 @@ def test_envelopes_are_held_to_their_bar(archive, monkeypatch):
 # --- the command ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_table_names_each_contestant_and_stage(archive, capsys):
     assert run(archive) == 0
     written = capsys.readouterr().out
@@ -300,6 +305,7 @@ def test_the_table_names_each_contestant_and_stage(archive, capsys):
     assert all(len(TIMES.findall(line)) >= 2 for line in rest[:-1])
 
 
+@pytest.mark.slow
 def test_json_goes_to_stdout_and_the_same_is_kept_in_the_file(archive, tmp_path, capsys):
     file = tmp_path / "kept" / "result.json"
     assert run(archive, out=file, output=OutputOptions(json=True)) == 0
@@ -307,6 +313,7 @@ def test_json_goes_to_stdout_and_the_same_is_kept_in_the_file(archive, tmp_path,
     assert json.loads(capsys.readouterr().out) == {**kept, "exit_code": 0}
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_written_is_said(archive, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DestinationError, match=r"cannot be written to .*file/result\.json"):

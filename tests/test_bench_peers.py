@@ -281,6 +281,7 @@ def test_speed_is_the_arrays_samples_over_the_median(benchmark: dict[str, Module
     assert [run["seconds"] for run in found["runs"]] == [0.2, 0.1, 9.0]
 
 
+@pytest.mark.slow
 def test_a_peer_that_cannot_be_installed_is_named_with_the_reason_and_no_address(
     benchmark: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

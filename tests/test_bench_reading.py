@@ -49,6 +49,7 @@ def check(peers: ModuleType, url: str, reader: str, channels: str) -> str:
 
 
 @pytest.mark.parametrize("channels", ["::5", "3:483:2"])
+@pytest.mark.slow
 def test_all_readers_bring_the_samples_that_are_stored(
     benchmark: dict[str, ModuleType], archive: Path, url: str, channels: str
 ) -> None:
@@ -62,6 +63,7 @@ def test_all_readers_bring_the_samples_that_are_stored(
     assert found == dict.fromkeys(readers, str(int(firsts.sum())))
 
 
+@pytest.mark.slow
 def test_all_readers_with_processing_come_to_the_same_pixels(
     benchmark: dict[str, ModuleType], url: str
 ) -> None:

@@ -182,6 +182,7 @@ def test_writing_changes_what_is_between_the_markers_alone(table, result):
     assert table.replaced(written, kind, text) == written
 
 
+@pytest.mark.slow
 def test_a_document_that_differs_by_a_digit_is_found_and_mended(result, tmp_path):
     kept, document = tmp_path / "bench.json", tmp_path / "README.md"
     kept.write_text(json.dumps(result))

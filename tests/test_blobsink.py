@@ -174,6 +174,7 @@ def test_a_listing_reads_no_more_pages_than_it_needs(proxy, prefix, owner, monke
     assert pages(limit=0) == ([], 0)
 
 
+@pytest.mark.slow
 def test_a_page_that_fails_is_asked_for_again_and_not_the_whole_listing(
     proxy, prefix, owner, monkeypatch
 ):
@@ -195,6 +196,7 @@ def test_a_page_that_fails_is_asked_for_again_and_not_the_whole_listing(
 # Whole or not at all
 
 
+@pytest.mark.slow
 def test_a_large_file_goes_in_blocks_and_appears_with_the_last_request(proxy, prefix, owner):
     content = os.urandom(20 << 20)
     sink = open_sink(proxy.url(CONTAINER, prefix), owner)
@@ -208,6 +210,7 @@ def test_a_large_file_goes_in_blocks_and_appears_with_the_last_request(proxy, pr
     assert sink.get("metadata.jsonl") == content
 
 
+@pytest.mark.slow
 def test_only_the_block_that_failed_is_sent_again(proxy, prefix, owner):
     content = os.urandom(20 << 20)
     sink = open_sink(proxy.url(CONTAINER, prefix), owner)
@@ -278,6 +281,7 @@ class Cutter:
 
 
 @pytest.mark.parametrize("size", [500_000, 12 << 20], ids=["one request", "blocks"])
+@pytest.mark.slow
 def test_an_upload_that_never_arrives_leaves_what_was_there(container, prefix, sink, owner, size):
     sink.put("metadata.jsonl", b"earlier")
     with (
@@ -292,6 +296,7 @@ def test_an_upload_that_never_arrives_leaves_what_was_there(container, prefix, s
 
 
 @pytest.mark.parametrize("size", [500_000, 12 << 20], ids=["one request", "blocks"])
+@pytest.mark.slow
 def test_an_upload_cut_once_arrives_whole_at_the_second_attempt(container, prefix, owner, size):
     content = os.urandom(size)
     with Cutter(container.port, int(size * 0.9)) as bad:
@@ -301,6 +306,7 @@ def test_an_upload_cut_once_arrives_whole_at_the_second_attempt(container, prefi
     assert stored(container, prefix) == {"images/a.npy": content}
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_lost_is_asked_for_again(proxy, prefix, owner):
     """The first attempt did its work; the second meets that."""
     sink = open_sink(proxy.url(CONTAINER, prefix), owner)
@@ -549,6 +555,7 @@ def test_a_run_of_many_segments_is_resumed_in_seconds_over_a_slow_line(proxy, si
     assert proxy.peak == 8
 
 
+@pytest.mark.slow
 def test_a_ledger_reads_a_bounded_number_of_segments_ahead(sink):
     """However slowly they are taken, and however many there are."""
     ledger = Ledger.open(sink, IDENTITY, HEADER, n_segments=40)

@@ -117,6 +117,7 @@ def test_info_shows_what_the_archive_holds(archive: Path) -> None:
     assert "Zarr format 2" in rows["archive"]
 
 
+@pytest.mark.slow
 def test_plan_shows_what_would_be_done(archive: Path) -> None:
     answer = process("plan", archive, *SMALL)
     assert answer.returncode == 0, answer.stderr
@@ -215,6 +216,7 @@ def test_dry_run_is_the_plan_and_writes_nothing(run: Runner, archive: Path, tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     read, written = os.pipe()
     os.close(read)
@@ -263,6 +265,7 @@ def low_and_high(answer: Answer) -> tuple[float, float]:
     return found["low_hz"], found["high_hz"]
 
 
+@pytest.mark.slow
 def test_flag_wins_over_environment_over_file_over_preset(
     run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +358,7 @@ def test_every_flag_sets_what_it_says(
 # --- messages and progress --------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_no_progress_off_a_terminal(archive: Path, tmp_path: Path) -> None:
     answer = process("extract", archive, tmp_path / "out", *SMALL)
     assert "\r" not in answer.stderr
@@ -362,6 +366,7 @@ def test_no_progress_off_a_terminal(archive: Path, tmp_path: Path) -> None:
     assert "extracting" not in answer.stderr
 
 
+@pytest.mark.slow
 def test_progress_on_a_terminal(archive: Path, tmp_path: Path) -> None:
     command = ["extract", str(archive), str(tmp_path / "out"), *SMALL]
     code, shown = on_terminal(command, NO_COLOR="")
@@ -372,6 +377,7 @@ def test_progress_on_a_terminal(archive: Path, tmp_path: Path) -> None:
     assert "\x1b[3" in shown  # in colour
 
 
+@pytest.mark.slow
 def test_no_colour_when_asked_for_none(archive: Path, tmp_path: Path) -> None:
     command = ["extract", str(archive), str(tmp_path / "out"), *SMALL]
     code, shown = on_terminal(command, NO_COLOR="1")

@@ -110,6 +110,7 @@ def jumping(draw: st.DrawFn) -> tuple[Axis, int]:
 
 @settings(max_examples=200)
 @given(case=jumping(), before_ns=st.integers(0, 10_000))
+@pytest.mark.slow
 def test_any_time_takes_at_most_20_requests_in_9_rounds(
     case: tuple[Axis, int], before_ns: int
 ) -> None:
@@ -125,6 +126,7 @@ def test_any_time_takes_at_most_20_requests_in_9_rounds(
     n_chunks=st.integers(1, 15_551) | st.sampled_from([15_552, 200_000, 524_287, 524_288]),
     evil=st.booleans(),
 )
+@pytest.mark.slow
 def test_whatever_the_chunks_say_20_requests_in_9_rounds_are_enough(
     data: st.DataObject, n_chunks: int, evil: bool
 ) -> None:
@@ -379,6 +381,7 @@ def with_clock(folder: Path, times: NDArray[np.int64]) -> Archive:
 
 @settings(max_examples=25)
 @given(times=clocks(), data=st.data())
+@pytest.mark.slow
 def test_a_time_is_found_as_searchsorted_finds_it(
     folder: Path, times: NDArray[np.int64], data: st.DataObject
 ) -> None:
@@ -393,6 +396,7 @@ def test_a_time_is_found_as_searchsorted_finds_it(
 
 @settings(max_examples=25)
 @given(st.lists(st.integers(-20_000, 20_000), min_size=30, max_size=60), st.integers(-9, 10**6))
+@pytest.mark.slow
 def test_a_clock_that_runs_backwards_ends_the_search_all_the_same(
     folder: Path, steps: list[int], offset: int
 ) -> None:
@@ -426,6 +430,7 @@ def extra_of(n_jumps: int, seed: int) -> Callable[[NDArray[np.int64]], NDArray[n
 
 
 @pytest.mark.parametrize("n_jumps", [1, 3, 30, 3000])
+@pytest.mark.slow
 def test_a_time_in_a_clock_with_jumps_takes_at_most_20_requests(n_jumps: int) -> None:
     extra_us = extra_of(n_jumps, seed=n_jumps)
     with published(extra_us) as served:

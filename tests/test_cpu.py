@@ -18,6 +18,7 @@ from tests.workspaces import envelope as envelope_of
 
 
 @given(st.integers(2, 40), st.integers(0, 90), st.integers(0, 90), st.integers(0, 99))
+@pytest.mark.slow
 def test_odd_reflection_is_numpy_pads_however_often_it_folds(n, before, after, seed):
     known = np.random.default_rng(seed).normal(size=(3, n))
     expected = np.pad(known, ((0, 0), (before, after)), mode="reflect", reflect_type="odd")
@@ -33,6 +34,7 @@ def test_a_single_known_sample_is_repeated():
 
 
 @given(st.integers(1, 30), st.lists(st.integers(0, 30), min_size=1, max_size=8), st.data())
+@pytest.mark.slow
 def test_a_ring_returns_what_was_put_in_its_columns(channels, widths, data):
     bounds = np.cumsum([-7, *widths])  # a halo before the first tile has negative places
     slots = data.draw(st.integers(1, len(widths)))
@@ -53,6 +55,7 @@ def test_a_ring_returns_what_was_put_in_its_columns(channels, widths, data):
 
 
 @given(st.integers(1, 70), st.integers(1, 300), st.integers(0, 99), st.integers(1, 3))
+@pytest.mark.slow
 def test_common_mode_is_the_median_of_real_and_imaginary_parts(channels, samples, seed, threads):
     random = np.random.default_rng(seed)
     z = random.normal(size=(channels, samples)) + 1j * random.normal(size=(channels, samples))
@@ -101,6 +104,7 @@ def test_a_channel_with_a_sample_that_is_not_finite_is_dead(bad):
 
 
 @given(st.integers(2, 200), st.integers(0, 99), st.integers(1, 31), st.sampled_from(["i2", "i4"]))
+@pytest.mark.slow
 def test_the_integer_detrend_is_the_one_in_float64(samples, seed, bits, kind):
     """Narrow channels to a hundredth of a count, wide ones to a rounding, whatever the integers."""
     random = np.random.default_rng(seed)
@@ -123,6 +127,7 @@ def test_counts_at_both_ends_of_32_bits_do_not_pass_for_neighbours():
 
 
 @given(st.integers(0, 999), st.floats(0, 49), st.integers(1, 400))
+@pytest.mark.slow
 def test_percentile_levels_are_numpys_over_the_live_channels(seed, share, samples):
     random = np.random.default_rng(seed)
     envelope = random.normal(150, 9, size=(8, samples))
@@ -147,6 +152,7 @@ def test_percentile_levels_are_numpys_over_the_live_channels(seed, share, sample
     st.integers(0, 999),
     st.sampled_from(["noise", "ties", "sorted", "one far away", "two heaps"]),
 )
+@pytest.mark.slow
 def test_percentiles_are_numpys_however_the_levels_lie(size, share, seed, kind):
     """Sorted levels, and few that are taken here and there from among them, may mislead."""
     random = np.random.default_rng(seed)

@@ -108,6 +108,7 @@ def test_what_is_no_form_is_refused_and_not_repeated(text):
 
 
 @given(st.text())
+@pytest.mark.slow
 def test_any_text_is_a_credential_or_refused(text):
     try:
         parsed = Credential.parse(text)

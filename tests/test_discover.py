@@ -48,6 +48,7 @@ def test_a_name_of_either_axis_is_enough(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "names", [("raw_data", "raw_data_time"), ("data", "time"), ("DAS", "Time"), ("odd", "times")]
 )
+@pytest.mark.slow
 def test_names_are_found(tmp_path: Path, names: tuple[str, str]) -> None:
     archive = open_archive(write(tmp_path / "a", names=names))
     assert (archive.data.name, archive.time.name) == names

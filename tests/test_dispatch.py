@@ -197,6 +197,7 @@ def test_two_failures_cost_nothing(bench: Bench, error: Exception) -> None:
 
 
 @pytest.mark.parametrize("error", [WorkerError("It died."), ValueError("of a dimension")])
+@pytest.mark.slow
 def test_three_failures_put_a_segment_aside_and_the_run_goes_on(
     bench: Bench, error: Exception
 ) -> None:
@@ -338,6 +339,7 @@ def test_a_segment_that_hangs_is_cancelled_and_tried_again(
     assert "in hang" in warned.das_gpu_facts["stacks"], "the log shows where it hung"
 
 
+@pytest.mark.slow
 def test_a_segment_that_cannot_even_be_cancelled_is_left_behind(
     bench: Bench, impatient: threading.Event
 ) -> None:
@@ -355,6 +357,7 @@ def test_a_segment_that_cannot_even_be_cancelled_is_left_behind(
     assert statuses(bench, ledger) == {"gap": 24, "error": 6}, "what comes late counts for nothing"
 
 
+@pytest.mark.slow
 def test_a_slow_segment_that_gives_signs_of_life_is_left_alone(bench: Bench) -> None:
     def slow() -> None:
         for _ in range(12):

@@ -426,6 +426,7 @@ def test_workers_and_driver_see_the_same_volume(job: dict[str, Any]) -> None:
         assert volume["persistentVolumeClaim"] == {"claimName": "cable"}
 
 
+@pytest.mark.slow
 def test_the_driver_is_a_command_that_das_gpu_understands(job: dict[str, Any]) -> None:
     driver = container(job, "driver")
     assert driver["command"][0] == "das-gpu"

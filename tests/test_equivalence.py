@@ -177,6 +177,7 @@ def test_only_the_records_first_and_last_tiles_are_edge(walk, tmp_path, extract)
 
 
 @pytest.mark.parametrize("name", ["silixa", "optodas"])
+@pytest.mark.slow
 def test_continuous_on_real_recordings_equals_the_whole_record(
     shared_recordings, tmp_path, name, extract
 ):
@@ -226,6 +227,7 @@ def test_iir_and_spectral_agree_over_the_whole_record(walk, tmp_path, extract):
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 5])
+@pytest.mark.slow
 def test_every_allowed_step_samples_the_same_envelope(walk, tmp_path, step, extract):
     """Decimation in the spectrum lands on the strided grid of the full-rate envelope."""
     path, samples = walk

@@ -261,6 +261,7 @@ class TestDestination:
             with pytest.raises(UsageError, match="inside of the run"):
                 export(run, dest, ["coco"])
 
+    @pytest.mark.slow
     def test_from_a_container_to_a_container(self, recording, run, azurite, tmp_path, monkeypatch):
         monkeypatch.setenv("CONNECTION", azurite.connection_string)
         owner = Access(Credential.parse("connection-string:CONNECTION"))

@@ -125,6 +125,7 @@ def test_either_dimension_order_gives_the_same_images(samples, undisturbed, tmp_
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float64])
+@pytest.mark.slow
 def test_every_sample_type_is_read(samples, tmp_path, dtype):
     """Integers and floats differ in the rounding of the detrend only."""
     offset = (samples - 1_800_000) // 4  # fits int16 and is exact in float32
@@ -315,6 +316,7 @@ def test_a_lost_chunk_loses_the_tiles_it_touches_and_no_other(samples, undisturb
     assert untouched.shape == theirs[1800, 0].shape
 
 
+@pytest.mark.slow
 def test_a_lost_chunk_that_comes_back_is_read_by_the_next_run(samples, tmp_path):
     store = lose(samples, tmp_path / "a.zarr", "RawData/1.3", "missing")
     whole = write_archive(tmp_path / "b.zarr", samples, 200.0, CHUNKS)
@@ -379,6 +381,7 @@ def test_a_rerun_of_a_finished_run_does_nothing(store, tmp_path):
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "images").rglob("*.png")}
 
 
+@pytest.mark.slow
 def test_a_rerun_does_the_missing_segments_and_keeps_the_segment_length(store, tmp_path):
     extract(store, tmp_path / "whole", small(), segment_minutes=0.1)
     extract(store, tmp_path / "out", small(), segment_minutes=0.1)
@@ -390,6 +393,7 @@ def test_a_rerun_does_the_missing_segments_and_keeps_the_segment_length(store, t
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_another_recipe_or_source_is_refused_and_the_difference_named(store, samples, tmp_path):
     extract(store, tmp_path / "out", small())
     before = files(tmp_path / "out")
@@ -466,6 +470,7 @@ def test_progress_counts_every_tile_and_ends_at_the_total(store, tmp_path):
     assert seen[-1].remaining_s == 0
 
 
+@pytest.mark.slow
 def test_loaders_wait_when_the_ring_is_full(store):
     """Without a reader, no more is fetched than the ring holds."""
     archive = open_archive(store)

@@ -280,6 +280,7 @@ def test_an_archive_that_is_not_there_is_told_at_once(tmp_path):
 # --- names --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_name_stays_the_functions_whatever_is_imported_first():
     for first in ("das_gpu", "das_gpu.stream", "das_gpu.segment"):
         script = f"import {first}; from das_gpu import stream; assert callable(stream)"

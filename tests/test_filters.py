@@ -82,6 +82,7 @@ def test_far_outside_a_narrow_steep_band_nothing_overflows_audibly() -> None:
 
 
 @given(bands())
+@pytest.mark.slow
 def test_sections_are_those_that_scipy_designs_in_its_order(band: BandPass) -> None:
     """Order and pairing of poles and zeros too: rounding in `sosfiltfilt` depends on them."""
     from scipy.signal import butter

@@ -171,6 +171,7 @@ REFUSALS = [
     REFUSALS,
     ids=[f"{call} {errno.errorcode[number]}" for call, number, _ in REFUSALS],
 )
+@pytest.mark.slow
 def test_a_destination_that_refuses_ends_the_run_and_the_same_command_continues_it(
     store: Path,
     undisturbed: Path,
@@ -204,6 +205,7 @@ def test_a_destination_that_refuses_ends_the_run_and_the_same_command_continues_
 
 
 @pytest.mark.parametrize(("at", "after"), STAGES, ids=AT)
+@pytest.mark.slow
 def test_a_folder_that_is_taken_away_ends_the_run_and_is_not_made_again_by_it(
     store: Path,
     undisturbed: Path,

@@ -100,6 +100,7 @@ def test_the_first_page_names_every_command_in_one_line_and_every_exit_code(
 
 
 @pytest.mark.parametrize("command", PAGES)
+@pytest.mark.slow
 def test_examples_are_understood_by_the_parser(command: str) -> None:
     lines = command_lines(PAGES[command])
     assert any(line[0] == command for line in lines) or command == "completion"

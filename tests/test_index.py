@@ -114,6 +114,7 @@ def test_images_of_indexed_files_are_those_of_a_plain_archive(
 
 @pytest.mark.parametrize("write", [write_terra15, write_silixa, write_dasdae])
 @pytest.mark.parametrize("lengths", [EQUAL, UNEQUAL], ids=["equal", "unequal"])
+@pytest.mark.slow
 def test_a_layout_that_dascore_knows_is_read_where_it_is(
     samples, expected, tmp_path, write, lengths
 ):

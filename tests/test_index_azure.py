@@ -58,6 +58,7 @@ def put(azurite, folder: Path, samples: np.ndarray, lengths: list[int], containe
 
 @pytest.mark.parametrize("transport", ["obstore", "azure-sdk"])
 @pytest.mark.parametrize("lengths", [EQUAL, UNEQUAL], ids=["as chunks", "joined"])
+@pytest.mark.slow
 def test_files_of_a_private_container_are_read_with_a_signature_that_is_nowhere_kept(
     azurite, sas, samples, expected, tmp_path, transport, lengths
 ):
@@ -100,6 +101,7 @@ def test_an_index_beside_its_files_is_read_from_the_container(azurite, samples, 
 @pytest.mark.parametrize(
     ("spoil", "said"), [("delete", "not there any more"), ("change", "changed since")]
 )
+@pytest.mark.slow
 def test_a_blob_that_is_gone_or_changed_is_missing_and_never_read(
     azurite, samples, tmp_path, transport, spoil, said
 ):

@@ -305,6 +305,7 @@ FATES: list[tuple[Fate, Fate]] = [
 ]
 
 
+@pytest.mark.slow
 def test_after_a_power_cut_at_any_change_no_file_vouches_for_what_is_not_there(
     undisturbed: Recorded,
 ) -> None:

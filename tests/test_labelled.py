@@ -148,6 +148,7 @@ def splits(total):
 @pytest.mark.parametrize("name", RECIPES)
 @settings(max_examples=5)
 @given(chunks=st.tuples(splits(CHANNELS), splits(SAMPLES)))
+@pytest.mark.slow
 def test_chunks_change_nothing(samples, numpys, name, chunks):
     whole = labelled(samples)
     lazy = envelope(whole.copy(data=da.from_array(samples, chunks=chunks)), RECIPES[name])

@@ -142,6 +142,7 @@ def test_a_run_begins_in_a_prefix_that_holds_nothing_but_its_lock(sink: BlobSink
     assert Ledger.open(sink, IDENTITY, HEADER, n_segments=1).resumed
 
 
+@pytest.mark.slow
 def test_the_second_run_is_refused_and_told_who_is_first(
     sink: BlobSink, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -369,6 +370,7 @@ def test_a_hold_whose_lock_is_deleted_is_lost(sink: BlobSink, blob: BlobClient) 
     assert re.search("was deleted|broke its lease", held.why)
 
 
+@pytest.mark.slow
 def test_trouble_on_the_network_loses_no_hold(
     proxy: FaultProxy, prefix: str, owner: Access, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -384,6 +386,7 @@ def test_trouble_on_the_network_loses_no_hold(
 
 
 @pytest.mark.parametrize("meanwhile", ["nobody", "another run"])
+@pytest.mark.slow
 def test_a_hold_that_ran_out_is_taken_again_unless_somebody_has_had_it(
     sink: BlobSink, blob: BlobClient, monkeypatch: pytest.MonkeyPatch, meanwhile: str
 ) -> None:

@@ -312,6 +312,7 @@ class KilledSink(LocalSink):
         super().delete(key)
 
 
+@pytest.mark.slow
 def test_a_kill_while_starting_over_leaves_no_false_claim(tmp_path):
     """Whatever is declared done has its images, and the two runs never mix."""
     for changes in range(0, 60, 2):
@@ -638,6 +639,7 @@ for number in ledger.pending():
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_goes_on_where_it_was(tmp_path):
     segments = [make_segment(number) for number in range(200)]
     finished = 0
@@ -777,6 +779,7 @@ def test_publishing_an_archive_of_the_published_size_takes_seconds(tmp_path):
     assert taken_s < 10
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_segments(tmp_path):
     peaks = []
     for n_segments in (8, 64):

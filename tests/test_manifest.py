@@ -189,6 +189,7 @@ def test_without_pyarrow_parquet_is_refused_before_anything_is_done(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_the_option_takes_a_list_and_may_be_repeated(recording, tmp_path, capsys):
     command = ["extract", str(recording), "--bands", "2"]
     assert cli.main([*command, str(tmp_path / "a"), "--manifest", "parquet,csv"]) == 0

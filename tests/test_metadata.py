@@ -230,6 +230,7 @@ MEMBERS = st.dictionaries(NAMES, arrays_of_v2(), max_size=3) | st.dictionaries(
 
 @given(members=MEMBERS, attributes=ATTRIBUTES, consolidated=st.booleans())
 @settings(max_examples=2 * EXAMPLES, deadline=None)
+@pytest.mark.slow
 def test_plain_metadata_is_understood_as_zarr_understands_it(
     store: Store,
     members: dict[str, tuple[Document, Document | None]],
@@ -274,6 +275,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     draw=st.data(),
 )
 @settings(max_examples=4 * EXAMPLES, deadline=None)
+@pytest.mark.slow
 def test_of_changed_metadata_nothing_is_understood_that_zarr_does_not_understand_alike(
     store: Store,
     fields: tuple[Document, Document | None],

@@ -188,6 +188,7 @@ def test_segments_read_their_tiles_with_halos_and_nothing_outside_the_record(fou
 
 @settings(max_examples=200)
 @given(plans())
+@pytest.mark.slow
 def test_halos_are_whole_steps_and_windows_have_fast_lengths(found: Plan):
     assert found.halo_before % found.time_step == found.halo_after % found.time_step == 0
     if found.halo_before or found.halo_after:

@@ -201,6 +201,7 @@ def test_kilometres_and_channels_agree_along_an_uneven_cable(archive: Path) -> N
 
 
 @pytest.mark.parametrize("settings", [{"image.format": "png16"}, {"image.format": "npy"}])
+@pytest.mark.slow
 def test_the_picture_is_a_png_with_a_panel_for_each_step(
     archive: Path, settings: dict[str, Any]
 ) -> None:
@@ -239,6 +240,7 @@ def test_a_tile_without_a_live_channel_is_drawn(tmp_path: Path) -> None:
     assert "No channel lives: the tile is black." in words(one)
 
 
+@pytest.mark.slow
 def test_a_hostile_name_stays_text(archive: Path, tmp_path: Path) -> None:
     place = tmp_path / "$\\frac{1}{$ \x1b[31m鯨 sig=c2VjcmV0c2VjcmV0.zarr"
     shutil.copytree(archive, place)
@@ -254,6 +256,7 @@ def test_a_hostile_name_stays_text(archive: Path, tmp_path: Path) -> None:
 OPTIONS = ["--tile-seconds", "5", "--channels", "::1", "--bands", "3", "--channel-spacing", "200"]
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_picture_and_says_what_it_shows(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
@@ -286,6 +289,7 @@ def test_the_command_writes_a_picture_and_says_what_it_shows(
         (["-o", "/dev/null/steps.png"], 6, "/dev/null"),
     ],
 )
+@pytest.mark.slow
 def test_what_cannot_be_done_has_its_exit_code(
     archive: Path,
     capsys: pytest.CaptureFixture[str],
@@ -362,6 +366,7 @@ def _blocks(descriptor: int) -> Iterator[bytes]:
         yield block
 
 
+@pytest.mark.slow
 def test_kitty_is_sent_the_picture_in_pieces(archive: Path, tmp_path: Path) -> None:
     file = tmp_path / "steps.png"
     shown = on_terminal([str(archive), *OPTIONS, "-o", str(file)], KITTY_WINDOW_ID="1")
@@ -409,6 +414,7 @@ def test_what_is_no_terminal_is_sent_nothing(monkeypatch: pytest.MonkeyPatch) ->
     assert stream.getvalue() == ""
 
 
+@pytest.mark.slow
 def test_who_asks_to_be_shown_is_told_when_that_cannot_be(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

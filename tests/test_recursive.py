@@ -54,6 +54,7 @@ def ours(sos: np.ndarray, window: np.ndarray, padding: int, step: int, real: str
     data=st.data(),
 )
 @calm
+@pytest.mark.slow
 def test_the_filter_is_scipys_to_rounding(order, channels, samples, step, real, data):
     padding = data.draw(st.integers(0, min(samples - 1, 60)))
     window, sos = walks(channels, samples, seed=samples), band(order)

@@ -600,6 +600,7 @@ def test_what_is_no_picture_of_the_size_is_none():
     assert grey_image(whole, (32, 31)) is None
 
 
+@pytest.mark.slow
 def test_a_picture_that_unpacks_to_more_than_its_size_takes_no_memory():
     head = encode_png(np.zeros((32, 32), np.uint8))[:33]
     data = zlib.compress(bytes(10**8))
@@ -761,6 +762,7 @@ def test_a_page_that_is_older_than_a_segment_is_written_anew(out):
     assert "<html" in page.read_text()
 
 
+@pytest.mark.slow
 def test_all_that_a_page_needs_is_loaded_while_the_run_is_at_work(out):
     script = (
         "import sys; from das_gpu.cli import main; from das_gpu.cli.report import EarlyPage\n"

@@ -165,6 +165,7 @@ def colour_named(page, name):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.slow
 def test_every_cell_of_the_map_has_the_colour_of_its_tiles_status(browser, out, scheme):
     lose(out, 1, "missing", "chunk 3.1 is not there")
     lose(out, 2, "gap", "7 samples are not in the recording")
@@ -206,6 +207,7 @@ def test_the_link_to_an_image_leads_to_it(paper):
     assert paper.url.endswith(".png")
 
 
+@pytest.mark.slow
 def test_an_address_of_a_tile_opens_it(browser, out):
     report(out)
     with opened(browser, out / "report.html") as found:
@@ -215,6 +217,7 @@ def test_an_address_of_a_tile_opens_it(browser, out):
         assert "23:11:59 UTC, 0.16" in found.page.locator("#tile-title").inner_text()
 
 
+@pytest.mark.slow
 def test_a_lost_tile_is_found_by_its_button_and_told_with_its_reason(browser, out):
     lose(out, 2, "missing", "chunk 3.1 is not there")
     report(out)
@@ -227,6 +230,7 @@ def test_a_lost_tile_is_found_by_its_button_and_told_with_its_reason(browser, ou
         assert not found.page.locator("#tile-image").is_visible()
 
 
+@pytest.mark.slow
 def test_other_quantities_colour_the_map(browser, out):
     change(out, 1, dead_channels=[0, 4, 8], quality=2)
     report(out)
@@ -243,6 +247,7 @@ def test_other_quantities_colour_the_map(browser, out):
 # Without a mouse
 
 
+@pytest.mark.slow
 def test_the_keyboard_reaches_everything_in_order(paper):
     paper.keyboard.press("Tab")
     assert paper.evaluate("document.activeElement.textContent") == "Skip to the content"
@@ -318,6 +323,7 @@ def test_everything_that_can_be_used_has_a_name(paper):
 
 
 @pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.slow
 def test_the_contact_sheet_shows_each_tiles_own_picture(browser, out, beside, monkeypatch):
     if beside:
         monkeypatch.setattr(sheets, "EMBEDDED_TILES", 0)
@@ -336,6 +342,7 @@ def test_the_contact_sheet_shows_each_tiles_own_picture(browser, out, beside, mo
         assert lost.inner_text() == "missing"
 
 
+@pytest.mark.slow
 def test_pages_of_the_contact_sheet_turn_and_load_only_what_is_looked_at(browser, out, monkeypatch):
     monkeypatch.setattr(sheets, "EMBEDDED_TILES", 0)
     monkeypatch.setattr(sheets, "_TILES", 3)
@@ -359,6 +366,7 @@ def test_pages_of_the_contact_sheet_turn_and_load_only_what_is_looked_at(browser
         assert page.evaluate("document.activeElement.dataset.tile") == "1"
 
 
+@pytest.mark.slow
 def test_a_page_without_its_sheets_says_what_is_missing(browser, out, monkeypatch):
     monkeypatch.setattr(sheets, "EMBEDDED_TILES", 0)
     report(out)
@@ -371,6 +379,7 @@ def test_a_page_without_its_sheets_says_what_is_missing(browser, out, monkeypatc
 # Whatever happens
 
 
+@pytest.mark.slow
 def test_hostile_texts_stay_text_in_a_browser(browser, out):
     report(hostile_run(out))
     with opened(browser, out / "report.html") as found:
@@ -385,6 +394,7 @@ def test_hostile_texts_stay_text_in_a_browser(browser, out):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.slow
 def test_a_phone_need_not_scroll_sideways(browser, out, scheme):
     lose(out, 1, "error", "a_long_reason_without_a_blank_" * 20)
     set_run(out, backend={"kind": "cpu", "reason": "x" * 400})
@@ -420,6 +430,7 @@ def test_without_a_script_there_is_a_table(browser, out):
         assert not page.locator("#cells").is_visible()
 
 
+@pytest.mark.slow
 def test_a_run_without_a_tile_and_one_without_images_are_shown(browser, out):
     run = json.loads((out / "run.json").read_text())
     run["identity"]["format"] = "npy"

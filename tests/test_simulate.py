@@ -267,6 +267,7 @@ def test_the_first_call_is_heard_within_fifteen_seconds_near_the_middle() -> Non
         assert abs(note.along_m / (3000 * 2.0419) - 0.5) <= 0.05
 
 
+@pytest.mark.slow
 def test_after_a_gap_the_whales_keep_to_the_clock(tmp_path: Path) -> None:
     second = notes(CALLS)[1]
     scene = replace(CALLS, seconds=22.0, gap_s=8.0)
@@ -289,6 +290,7 @@ def test_high_and_low_notes_alternate_with_pauses(seed: int, hours: float) -> No
         assert 3 <= np.count_nonzero(~within) / (hours + 1 / 60) <= 6
 
 
+@pytest.mark.slow
 def test_levels_are_those_of_a_real_cable(calls: Path, heard: NDArray[np.complex128]) -> None:
     raw = read(calls)[::5].astype(float)
     assert abs(np.median(raw) - 1.8e6) < 2e4
@@ -320,6 +322,7 @@ def test_a_ship_is_heard_by_neighbours_alike_and_swamps_nothing(
 # --- writing
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

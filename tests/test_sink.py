@@ -288,6 +288,7 @@ def test_flush_waits_for_files_that_another_thread_is_forcing(sink, monkeypatch)
         second.result(10)
 
 
+@pytest.mark.slow
 def test_many_threads_put_replace_delete_and_flush(any_sink):
     """Folders come and go meanwhile; every file that stays is whole."""
     sink = any_sink
@@ -341,6 +342,7 @@ for i in itertools.count():
 """
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_no_torn_file_and_no_stray_after_the_next_sweep(tmp_path):
     images, strays = tmp_path / "images", 0
     for delay_s in (0.003 * attempt for attempt in range(40)):

@@ -72,6 +72,7 @@ def record(path: Path, zarr_format: int, *, consolidated: bool = True, **how: ob
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.parametrize("consolidated", [True, False])
+@pytest.mark.slow
 def test_a_plain_archive_on_disk_is_begun_without_the_libraries_of_others(
     tmp_path: Path, zarr_format: int, consolidated: bool
 ) -> None:
@@ -81,6 +82,7 @@ def test_a_plain_archive_on_disk_is_begun_without_the_libraries_of_others(
     assert {"das_gpu.stream", "numpy"} <= found
 
 
+@pytest.mark.slow
 def test_cupy_is_not_imported_to_find_that_there_is_no_driver(tmp_path: Path) -> None:
     try:
         driver_library()
@@ -91,6 +93,7 @@ def test_cupy_is_not_imported_to_find_that_there_is_no_driver(tmp_path: Path) ->
         pytest.skip("there is a driver")
 
 
+@pytest.mark.slow
 def test_an_archive_that_is_not_plain_is_begun_with_zarr(tmp_path: Path) -> None:
     archive = record(tmp_path / "a.zarr", 3, shards=(8, 1200))
     found = imported_at_first_sample(archive, tmp_path / "out", "--backend", "cpu")
@@ -106,6 +109,7 @@ def test_the_command_ends_without_looking_for_garbage_that_ends_with_it() -> Non
     assert done.stdout.splitlines()[-1] == "True"
 
 
+@pytest.mark.slow
 def test_help_needs_no_numbers_and_no_recipe() -> None:
     done = run("extract", "--help")
     assert "Usage" in done.stdout

@@ -67,6 +67,7 @@ def wait_for_file(folder: Path, pattern: str) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_continued_to_the_same_files(folder: Path, tmp_path: Path) -> None:
     extract(folder / "a.zarr", tmp_path / "undisturbed", SMALL, segment_minutes=0.1)
     command = [sys.executable, "-m", "das_gpu", "extract", str(folder / "a.zarr")]

@@ -76,6 +76,7 @@ def store_at(proxy, name, patience=IN_SHORT):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.slow
 def test_what_passes_is_not_noticed(proxy, hurried, name):
     store = store_at(proxy, name, Patience())
     for status in (500, 503, 429):
@@ -93,6 +94,7 @@ def test_listings_are_tried_again_too(proxy, hurried, name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.slow
 def test_a_server_is_left_alone_for_as_long_as_it_asks(proxy, hurried, name):
     """obstore does not show such a header: the next attempt is the other library's."""
     store = store_at(proxy, name, Patience())

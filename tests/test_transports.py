@@ -177,6 +177,7 @@ def test_the_body_of_a_refused_object_is_not_waited_for(container, name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.slow
 def test_an_event_ends_a_body_that_does_not_come(container, name):
     event = threading.Event()
     with FaultProxy(container.port) as proxy:
@@ -237,6 +238,7 @@ def test_a_status_has_the_same_meaning_whichever_library_reads(
 @pytest.mark.parametrize(
     "fault", [Reset(None), Hang(), Reset(10), Hang(10), Truncate(10)], ids=repr
 )
+@pytest.mark.slow
 def test_a_connection_that_breaks_may_pass(container, name, fault):
     with FaultProxy(container.port) as proxy:
         proxy.inject(fault)

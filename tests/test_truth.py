@@ -231,6 +231,7 @@ HARMS = {
 
 
 @pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS.keys())
+@pytest.mark.slow
 def test_a_chunk_that_is_not_what_it_should_be_loses_its_tile_until_it_is_repaired(
     harm: Harm, samples: NDArray[np.int32], undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -421,6 +422,7 @@ def test_corrupt_chunks_stop_a_run_that_must_be_whole_and_can_count_as_dead_chan
     assert [r["dead_channels"] for r in records(tmp_path / "filled")] == [0, 0, 16, 0, 0, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_a_file_that_is_cut_and_written_again_while_it_is_read_is_waited_for(
     samples: NDArray[np.int32], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -407,6 +407,7 @@ def test_a_repair_of_manifests_and_strays_leaves_nothing_to_do(out):
     assert not (out / stray).exists()
 
 
+@pytest.mark.slow
 def test_in_a_container_too(azurite, finish, undisturbed, monkeypatch, tmp_path):
     monkeypatch.setenv("CONNECTION", azurite.connection_string)
     azurite.create_container(CONTAINER)
@@ -520,6 +521,7 @@ def test_no_run_no_verdict(tmp_path, capsys):
     assert "There is no run in" in said
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_rate_and_time_left(out):
     driver, terminal = pty.openpty()
     command = [sys.executable, "-m", "das_gpu", "verify", str(out)]

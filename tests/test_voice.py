@@ -108,6 +108,7 @@ def test_the_environment_can_ask_for_quiet(archive: Path, capsys, monkeypatch) -
     assert said(capsys, "plan", archive, *SMALL[:4]) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_no_progress_is_drawn_when_quiet(archive: Path, tmp_path: Path) -> None:
     command = ["extract", str(archive), str(tmp_path / "out"), *SMALL, "-q"]
     assert on_terminal(command) == (0, "")
@@ -122,6 +123,7 @@ def test_quiet_and_verbose_together_are_refused(capsys) -> None:
 # --- verbose ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_verbose_run_says_what_it_does_and_when(archive: Path, tmp_path: Path, capsys) -> None:
     code, out, err = said(capsys, "extract", archive, tmp_path / "out", *SMALL, "-v")
     assert (code, out) == (0, "")
@@ -174,6 +176,7 @@ def test_verbose_tells_of_requests_that_are_made_again(capsys, monkeypatch) -> N
 # --- colour -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_errors_and_verdicts_are_in_colour_on_a_terminal(finished: Path, tmp_path: Path) -> None:
     _, failed = on_terminal(["status", str(tmp_path)], NO_COLOR="")
     assert failed.startswith("\x1b[31mdas-gpu:\x1b[0m ")
@@ -182,6 +185,7 @@ def test_errors_and_verdicts_are_in_colour_on_a_terminal(finished: Path, tmp_pat
 
 
 @pytest.mark.parametrize("setting", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+@pytest.mark.slow
 def test_colour_can_be_switched_off(
     finished: Path, tmp_path: Path, setting: dict[str, str]
 ) -> None:
@@ -225,6 +229,7 @@ def commands(archive: Path, finished: Path, tmp_path: Path) -> dict[str, list[An
 
 
 @pytest.mark.parametrize("command", KEYS)
+@pytest.mark.slow
 def test_json_is_one_line_with_the_same_keys_every_time(
     commands: dict[str, list[Any]], capsys, command: str
 ) -> None:

@@ -100,6 +100,7 @@ def test_every_recipe_gives_the_same_images_and_records(device, store, tmp_path,
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("preset", ["continuous", "notebook"])
+@pytest.mark.slow
 def test_envelopes_are_the_cpus_in_either_precision(device, store, preset, dtype):
     """In the precision of the work, before anything is rounded to be delivered."""
     archive, plan = prepare(store, small(preset, compute__dtype=dtype))
@@ -184,6 +185,7 @@ def test_one_channel_and_one_tile(device, samples, tmp_path, shape):
 
 
 @pytest.mark.parametrize("schedule", ["eager", "late", "random"])
+@pytest.mark.slow
 def test_no_order_of_the_device_changes_a_byte(double_device, store, tmp_path, schedule):
     """Segments of one tile, so that workspaces come and go; each row once per segment."""
     with double_device.installed(schedule) as gpu:
@@ -196,6 +198,7 @@ def test_no_order_of_the_device_changes_a_byte(double_device, store, tmp_path, s
         assert (images(tmp_path / "out")[key] == picture).all()
 
 
+@pytest.mark.slow
 def test_segments_at_once_share_no_stream_and_no_plan(device, store, tmp_path):
     """Two threads, one device: the double fails when work of one touches the other's."""
     archive, plan = prepare(store, small(), segment_minutes=0.001)
@@ -220,6 +223,7 @@ def test_segments_at_once_share_no_stream_and_no_plan(device, store, tmp_path):
     assert alone.items() <= both.items()
 
 
+@pytest.mark.slow
 def test_a_row_needs_ten_launches_and_only_its_results_come_back(double_device, store, tmp_path):
     recipe = small(tile__seconds=1)
     with double_device.installed() as gpu:
@@ -236,6 +240,7 @@ def test_a_row_needs_ten_launches_and_only_its_results_come_back(double_device, 
     assert counts.hidden_syncs == 0
 
 
+@pytest.mark.slow
 def test_each_kept_sample_crosses_to_the_device_once(double_device, store, samples, tmp_path):
     recipe = small(tile__seconds=1, selection__channel_step=2)
     with double_device.installed() as gpu:
@@ -247,6 +252,7 @@ def test_each_kept_sample_crosses_to_the_device_once(double_device, store, sampl
     assert kept <= sent <= kept + small_tables
 
 
+@pytest.mark.slow
 def test_a_batch_is_halved_when_memory_runs_out_and_says_so(double_device, store, tmp_path, caplog):
     with double_device.installed():
         extract(store, tmp_path / "whole", small(), backend="gpu")
@@ -289,6 +295,7 @@ def test_a_device_without_room_fails_with_what_to_do(double_device, store, tmp_p
         extract_segment(archive, plan, 0, GpuBackend(), open_sink(tmp_path), loaders=1)
 
 
+@pytest.mark.slow
 def test_a_device_that_fails_once_costs_no_tile(double_device, store, tmp_path, caplog):
     with double_device.installed():
         extract(store, tmp_path / "calm", small(), backend="gpu", segment_minutes=0.001)
@@ -300,6 +307,7 @@ def test_a_device_that_fails_once_costs_no_tile(double_device, store, tmp_path, 
     assert files(tmp_path / "out") == files(tmp_path / "calm")
 
 
+@pytest.mark.slow
 def test_a_device_that_stays_broken_loses_its_segments_not_the_run(double_device, store, tmp_path):
     with double_device.installed() as gpu:
         gpu.fail_after(200)
@@ -350,6 +358,7 @@ def test_without_a_driver_auto_says_so(monkeypatch):
         select("gpu", 1)
 
 
+@pytest.mark.slow
 def test_another_backend_than_the_runs_own_is_refused(double_device, store, tmp_path):
     with double_device.installed():
         extract(store, tmp_path / "out", small(), backend="gpu")

@@ -96,6 +96,7 @@ def test_any_of_them_missing_is_exit_code_1(
     assert "and much more" not in said
 
 
+@pytest.mark.slow
 def test_a_package_that_cannot_be_imported_is_missing(tmp_path: Path) -> None:
     """As dask-cuda is, installed without its extra: nothing is printed but that."""
     (tmp_path / "rmm.py").write_text("raise RuntimeError('librmm.so is not there')")

@@ -209,6 +209,7 @@ def test_channels_that_are_constant_or_not_finite_do_not_live(
 
 
 @LAYOUTS
+@pytest.mark.slow
 def test_a_median_is_taken_off_unless_a_line_is(time_major: bool) -> None:
     held = hold(counts(34, 50), [60], spans=[(0, 34, 3, 50)], time_major=time_major)
     median = np.median(held.samples, axis=1)
@@ -220,6 +221,7 @@ def test_a_median_is_taken_off_unless_a_line_is(time_major: bool) -> None:
 
 
 @LAYOUTS
+@pytest.mark.slow
 def test_a_batch_of_channels_gives_the_same_rows(time_major: bool) -> None:
     spans = [(0, 30, 0, 25), (30, 50, 4, 25), (50, 90, 0, 20)]
     held = hold(counts(90, 25), [10, 20], spans=spans, blocks=[0, 41, 90], time_major=time_major)
@@ -272,6 +274,7 @@ MEDIAN_CASES: dict[str, tuple[NDArray[Any], tuple[int, int]]] = {
 
 @LAYOUTS
 @pytest.mark.parametrize("case", MEDIAN_CASES.values(), ids=MEDIAN_CASES.keys())
+@pytest.mark.slow
 def test_median_is_numpys_to_the_bit(
     case: tuple[NDArray[Any], tuple[int, int]], time_major: bool
 ) -> None:
@@ -287,6 +290,7 @@ def test_median_is_numpys_to_the_bit(
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=40))
+@pytest.mark.slow
 def test_median_of_any_integers(values: list[int]) -> None:
     held = hold(np.array([values], dtype=np.int32), [len(values)])
     median = np.empty(1)
@@ -502,6 +506,7 @@ def test_no_behaviour_is_undefined(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", launches().keys())
+@pytest.mark.slow
 def test_no_two_threads_race(name: str) -> None:
     tsan_check(launches()[name])
 

@@ -456,6 +456,7 @@ RACE = """
         ("__shfl_sync(0xffffffffu, t, 0);", 1, True),
     ],
 )
+@pytest.mark.slow
 def test_races_in_a_block(sources: Sources, barrier: str, other: int, racy: bool) -> None:
     out = np.zeros(64, np.int32)
     body = RACE.format(barrier=barrier, other=other)
@@ -469,6 +470,7 @@ def test_races_in_a_block(sources: Sources, barrier: str, other: int, racy: bool
         assert counts.threads == 64
 
 
+@pytest.mark.slow
 def test_atomics_do_not_race_and_blocks_reuse_shared_memory(sources: Sources) -> None:
     out = np.zeros(3, np.int32)
     body = """
@@ -500,6 +502,7 @@ def test_threads_take_turns(sources: Sources) -> None:
         assert np.array_equal(out, np.arange(320))
 
 
+@pytest.mark.slow
 def test_objects_are_kept_until_something_changes(
     sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

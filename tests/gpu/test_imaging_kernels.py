@@ -321,6 +321,7 @@ def test_nothing_is_subtracted_without_a_common_mode() -> None:
     np.testing.assert_allclose(held.db, 20 * np.log10(np.abs(made.core)) + 120, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_channels() -> None:
     made = make(1, 100_000, 1, dead=0.0)
     held = scratch(made)
@@ -604,6 +605,7 @@ def tall(dtype: str, picture: Picture) -> Made:
 
 
 @pytest.mark.parametrize(("dtype", "picture"), CHECKED)
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_order_of_threads_and_blocks(
     dtype: str, picture: Picture
 ) -> None:

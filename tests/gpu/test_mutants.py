@@ -44,6 +44,7 @@ def test_every_kernel_file_has_faults() -> None:
     assert {Path(mutant.file).name for mutant in mutants.KERNELS} == files
 
 
+@pytest.mark.slow
 def test_every_chosen_test_is_there() -> None:
     for test in {test for mutant in ALL for test in mutant.tests}:
         file, _, name = test.partition("::")

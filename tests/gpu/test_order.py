@@ -54,6 +54,7 @@ def calm(store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
 
 
 @pytest.mark.parametrize(("schedule", "seed"), [("late", 0), ("random", 1)])
+@pytest.mark.slow
 def test_slots_and_buffers_are_used_again_only_when_they_are_free(
     double_device: Stage,
     store: Path,
@@ -72,6 +73,7 @@ def test_slots_and_buffers_are_used_again_only_when_they_are_free(
 
 
 @pytest.mark.parametrize("schedule", ["late", "random"])
+@pytest.mark.slow
 def test_a_segment_that_is_given_up_waits_for_the_device(
     double_device: Stage, store: Path, tmp_path: Path, schedule: double.Schedule
 ) -> None:
@@ -90,6 +92,7 @@ def test_a_segment_that_is_given_up_waits_for_the_device(
         assert gpu.used_bytes == [0]
 
 
+@pytest.mark.slow
 def test_samples_read_ahead_wait_for_the_row_whose_place_they_take(
     double_device: Stage, store: Path
 ) -> None:

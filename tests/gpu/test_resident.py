@@ -55,6 +55,7 @@ def on_host(array: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("schedule", ["late", "random"])
+@pytest.mark.slow
 def test_streamed_images_are_the_devices_and_the_cpus(device: Stage, store, schedule) -> None:
     wanted = [tile.pixels for tile in stream(store, small(), backend="cpu")]
     with device.installed(schedule), stream(store, small(), backend="gpu") as tiles:
@@ -69,6 +70,7 @@ def test_streamed_images_are_the_devices_and_the_cpus(device: Stage, store, sche
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.slow
 def test_streamed_envelopes_are_the_devices_and_the_cpus(device: Stage, store, dtype) -> None:
     """In float64 they are rounded on the host: they come as float32 all the same."""
     recipe = small(compute__dtype=dtype)
@@ -111,6 +113,7 @@ def test_another_stream_may_read_what_was_mended_at_once(device: Stage, dtype, f
     assert found.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_no_pixel_crosses_to_the_host(double_device: Stage, store) -> None:
     with double_device.installed() as gpu:
         before = gpu.counts.d2h_bytes
@@ -123,6 +126,7 @@ def test_no_pixel_crosses_to_the_host(double_device: Stage, store) -> None:
 
 @pytest.mark.parametrize("preset", ["continuous", "notebook"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.slow
 def test_an_array_of_the_device_gets_its_envelope_there(
     device: Stage, samples: np.ndarray, preset: str, dtype: str
 ) -> None:
