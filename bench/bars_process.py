@@ -88,6 +88,9 @@ def bare(store: str) -> dict[str, Any]:
                 return
             with file.open("rb", buffering=0) as stored:
                 size = stored.readinto(body)
+            declared = int.from_bytes(body[12:16], "little")
+            if size != declared:  # Blosc would read on, into what was here before
+                raise ValueError(f"{file} has {size} bytes of the {declared} it declares")
             blosc.decompress(body[:size], samples)
 
     threads = processors()
