@@ -49,14 +49,12 @@ DEADLINE_S = 300.0
 START_UP = """
 import time
 from das_gpu.backends import cpu, fast
-begin = time.perf_counter()
-import numba
-imported = time.perf_counter()
 import numpy
+begin = time.perf_counter()
 missing = fast.first_missing(numpy.dtype("float32"), numpy.dtype("int32"))
 if missing:
     raise SystemExit(missing)
-print(imported - begin, time.perf_counter() - imported)
+print(time.perf_counter() - begin)
 """
 
 Call = Callable[[], Any]
@@ -276,15 +274,15 @@ def measured(step: Step, repeats: int) -> dict[str, Any]:
     }
 
 
-def start_up(repeats: int) -> dict[str, Any]:
-    """Seconds to import numba, then to compile all steps (cold) or load them (warm).
+def start_up(repeats: int) -> dict[str, float]:
+    """Seconds to compile all steps (cold), or to load what was kept of that (warm).
 
     Raises
     ------
     RuntimeError
         When the process that is timed fails.
     """
-    found: dict[str, list[tuple[float, float]]] = {"cold": [], "warm": []}
+    found: dict[str, list[float]] = {"cold": [], "warm": []}
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
         for run in range(repeats + 1):
@@ -299,15 +297,8 @@ def start_up(repeats: int) -> dict[str, Any]:
             )
             if done.returncode:
                 raise RuntimeError(f"Timing the start-up failed: {done.stderr.strip()[-500:]}")
-            imported, ready = (float(word) for word in done.stdout.split())
-            found["warm" if run else "cold"].append((imported, ready))
-    return {
-        when: {
-            "import_s": round(statistics.median(a for a, _ in runs), 3),
-            "ready_s": round(statistics.median(b for _, b in runs), 3),
-        }
-        for when, runs in found.items()
-    }
+            found["warm" if run else "cold"].append(float(done.stdout))
+    return {f"{when}_s": round(statistics.median(runs), 3) for when, runs in found.items()}
 
 
 def main() -> None:

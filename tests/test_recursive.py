@@ -16,7 +16,7 @@ from tests.workspaces import chain
 
 pytest.importorskip("numba", reason="the extra `fast` is not installed")
 
-from das_gpu.backends import centre, eightbit, twoway
+from das_gpu.backends import fast, twoway
 
 REALS = ["float32", "float64"]
 ROUNDING = {"float32": 1e-6, "float64": 1e-12}
@@ -215,7 +215,7 @@ def test_medians_over_time_are_numpys_to_the_last_bit(channels, samples, seed, d
     window[:, 0] += np.spacing(window[:, 0]) * 4  # so that every channel lives
     window[:, 1] -= np.spacing(window[:, 1]) * 4
     exact = window - np.median(window[:, start:stop], axis=1, keepdims=True)
-    live = centre.centre(window, (0, samples), (start, stop))
+    live = fast.centre(window, (0, samples), (start, stop))
     assert live.all()
     np.testing.assert_array_equal(window, exact)
 
@@ -227,7 +227,7 @@ def test_channels_that_do_not_live_become_zeros():
     window[2, 39] = np.inf
     window[3, 10] = -np.inf
     window[4, 5:] = window[4, 5]  # constant where it is known
-    live = centre.centre(window, (5, 40), (5, 40))
+    live = fast.centre(window, (5, 40), (5, 40))
     np.testing.assert_array_equal(live, [False, False, False, False, False, True])
     np.testing.assert_array_equal(window.any(axis=1), live)
 
@@ -236,7 +236,7 @@ def test_without_a_median_a_window_stays_as_it_is():
     window = walks(3, 40)
     window[1] = 5.0
     before = window.copy()
-    np.testing.assert_array_equal(centre.centre(window, (0, 40), None), [True, False, True])
+    np.testing.assert_array_equal(fast.centre(window, (0, 40), None), [True, False, True])
     before[1] = 0
     np.testing.assert_array_equal(window, before)
 
@@ -244,7 +244,7 @@ def test_without_a_median_a_window_stays_as_it_is():
 @pytest.mark.parametrize(("known", "core"), [((0, 0), (0, 4)), ((0, 4), (3, 3)), ((0, 5), None)])
 def test_a_range_that_is_not_in_the_window_is_refused(known, core):
     with pytest.raises(UsageError, match="at least one sample of the window"):
-        centre.centre(walks(2, 4), known, core)
+        fast.centre(walks(2, 4), known, core)
 
 
 # --- greys of eight bits ----------------------------------------------------------------------
@@ -262,10 +262,10 @@ def test_truncated_greys_are_numpys_to_the_last_bit(seed, real, highest):
     live[0] = True
     exact = np.clip((tile - low) / (high - low) * highest, 0, highest)
     exact[~live] = 0
-    found = eightbit.truncated(tile, live, low, high, highest)
+    found = fast.truncated(tile, live, low, high, highest)
     np.testing.assert_array_equal(found, exact.astype(np.uint8))
 
 
 def test_limits_without_a_range_make_black():
     tile = np.full((2, 3), 150.0)
-    assert not eightbit.truncated(tile, np.array([True, True]), 150.0, 150.0, 255).any()
+    assert not fast.truncated(tile, np.array([True, True]), 150.0, 150.0, 255).any()

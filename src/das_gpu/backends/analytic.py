@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from das_gpu.backends.loops import ROW_BYTES, loop
 from das_gpu.errors import UsageError
 
 RADICES = (5, 4, 3, 2)
@@ -135,8 +136,6 @@ class AnalyticPlan:
         samples: int,
         dtype: np.dtype[Any],
     ) -> None:
-        from das_gpu.backends.lanes import ROW_BYTES
-
         if not supported(length, kept_length):
             raise UsageError(
                 f"There is no compiled transform from {length} samples to {kept_length}: both "
@@ -202,8 +201,6 @@ class AnalyticPlan:
         UsageError
             When the pieces are not one window, or the arrays not of those shapes and types.
         """
-        from das_gpu.backends import spectrum
-
         held = [_readable(piece) for piece in pieces if piece.shape[1]]
         table = np.array(
             [
@@ -216,15 +213,21 @@ class AnalyticPlan:
         skip = -room.__array_interface__["data"][0] % self._align // room.itemsize
         middle = skip + self._sizes[0]
         live = np.empty(out.shape[0], np.bool_)
-        spectrum.analytic(
+        single = np.empty(1, self._dtype)
+        loop("spectrum.analytic", real=self._dtype, held=held[0].dtype)(
             np.empty(0, held[0].dtype),
             table,
             *self._tables,
+            np.empty((3, self._width), np.intp),
+            np.empty((2, self._width)),
+            single,
+            single.view(self._bits),
             np.empty(self._width, self._bits),
             room[skip:middle],
             room[middle : middle + self._sizes[1]],
             live,
-            out.view(self._dtype),
+            2 * self._samples,
+            out.view(self._dtype).reshape(-1),
         )
         return live
 

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from das_gpu.backends.compiled import compiled_loop, middle
-from das_gpu.errors import UsageError
 
 _GREATEST_KEY = np.int64(np.iinfo(np.int64).max)
 
@@ -35,64 +34,28 @@ def _mean(samples: NDArray[np.float64]) -> float:
 
 
 @compiled_loop()
-def _centre(
+def centre(
     window: NDArray[np.float64],
-    known: tuple[int, int],
-    core: tuple[int, int],
+    known0: int,
+    known1: int,
+    core0: int,
+    core1: int,
     values: NDArray[np.float64],
     keys: NDArray[np.int64],
     live: NDArray[np.bool_],
 ) -> None:
     """Channel by channel; ``keys`` is the memory of ``values``, with room for two more."""
-    n = core[1] - core[0]
+    n = core1 - core0
     places, place_keys = values[n:], keys[n:]
     for k in range(window.shape[0]):
         samples = window[k]
-        live[k] = _lives(samples[known[0] : known[1]])
+        live[k] = _lives(samples[known0:known1])
         if not live[k]:
             samples[:] = 0.0
         elif n > 0:
-            values[:n] = samples[core[0] : core[1]]
+            for i in range(n):  # an array to an array would be copied first
+                values[i] = samples[core0 + i]
             middle(keys[:n], _mean(values[:n]), places, place_keys, _GREATEST_KEY)
             median = (places[0] + places[1]) / 2.0
             for i in range(samples.size):
                 samples[i] -= median
-
-
-def centre(
-    window: NDArray[np.float64], known: tuple[int, int], core: tuple[int, int] | None
-) -> NDArray[np.bool_]:
-    """Take off each channel's median over its core, in place, and find the channels that live.
-
-    Exactly NumPy's medians: even counts give the mean of the two middle values.
-
-    Parameters
-    ----------
-    window : (channel, sample) float64 array, C-contiguous
-        Channels that do not live become zeros.
-    known : (int, int)
-        Samples that say which channels live: those not constant, and finite throughout them.
-    core : (int, int) or None
-        Samples whose median is taken; None when nothing is to be taken off.
-
-    Returns
-    -------
-    (channel,) bool array
-        Which channels live.
-
-    Raises
-    ------
-    UsageError
-        When either range is empty or not within the window.
-    """
-    for start, stop in (known, core or known):
-        if not 0 <= start < stop <= window.shape[1]:
-            raise UsageError(
-                f"Samples [{start}, {stop}) of a window of {window.shape[1]} were asked for: a "
-                "range must hold at least one sample of the window."
-            )
-    begin, end = core or (0, 0)
-    values = np.empty(end - begin + 2)
-    live = np.empty(window.shape[0], np.bool_)
-    _centre(window, known, (begin, end), values, values.view(np.int64), live)
-    return live

@@ -1,8 +1,8 @@
 """From counts to levels in compiled loops, each one pass over pieces that fit a cache.
 
-numba compiles a loop when it meets a new combination of types, and keeps the result on disk:
-beside this file, or else in the user's cache. The loops hold no lock of the interpreter and
-start no threads. They trust their arguments: `das_gpu.backends.fast` is how to call them.
+They are compiled as `das_gpu.backends.loops` says, hold no lock of the interpreter and start no
+threads. They allocate nothing and raise nothing: room to work in is among their arguments, which
+they trust. `das_gpu.backends.fast` is how to call them.
 
 Complex arrays come here as real ones of twice the length (real, imaginary, real, ...), all
 arrays are C-contiguous, and every inner loop runs over a slice: so that it becomes vector
@@ -19,8 +19,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-MEDIAN_BLOCK = 32
-"""Real columns that are turned at once for their medians: two lines of cache of each channel."""
+from das_gpu.backends.loops import MEDIAN_BLOCK
+
 _OCTAVE_DB = 10 * math.log10(2)
 _NEPER_DB = 10 / math.log(10)
 _REFERENCE_DB = 120.0
@@ -38,7 +38,7 @@ Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 
 def compiled_loop(*liberties: str) -> Callable[[Loop], Loop]:
-    """Decorate a loop to be compiled on first use.
+    """Decorate a loop to be compiled for each combination of types it is called with.
 
     Parameters
     ----------
@@ -47,13 +47,9 @@ def compiled_loop(*liberties: str) -> Callable[[Loop], Loop]:
     """
 
     def decorated(loop: Loop) -> Loop:
-        options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-        options["fastmath"] = set(liberties)
-        try:
-            kept: Loop = njit(cache=True, **options)(loop)
-        except RuntimeError:  # no folder that could be written: then once for every process
-            kept = njit(**options)(loop)
-        return kept
+        options: dict[str, Any] = {"error_model": "numpy", "fastmath": set(liberties)}
+        made: Loop = njit(**options)(loop)
+        return made
 
     return decorated
 

@@ -46,16 +46,18 @@ def grey(
     weights: NDArray[Any],
     time_bounds: NDArray[np.intp],
     time_weights: NDArray[Any],
+    line: NDArray[Any],
+    channels: NDArray[np.intp],
+    shares: NDArray[Any],
     out: NDArray[Any],
 ) -> None:
     """Resize channels, then time, of levels above ``low``; scale, clip and round.
 
-    ``out`` is (channel, time). A channel that is not live counts as level ``low``.
+    ``out`` is (channel, time). A channel that is not live counts as level ``low``. There is room
+    for one channel in ``line``, and for three more than enter a pixel in ``channels`` and
+    ``shares``.
     """
     none = tile.dtype.type(0)
-    line = np.empty(tile.shape[1], tile.dtype)
-    channels = np.empty(weights.shape[1] + 3, np.intp)
-    shares = np.empty(channels.size, tile.dtype)
     for k in range(out.shape[0]):
         first, n = bounds[k, 0], 0
         for j in range(first, bounds[k, 1]):

@@ -24,7 +24,7 @@ def _truncate(
 
 
 @compiled_loop()
-def _truncate_all(
+def truncate_all(
     tile: NDArray[Any],
     live: NDArray[np.bool_],
     low: float,
@@ -36,33 +36,3 @@ def _truncate_all(
     for k in range(tile.shape[0]):
         if live[k]:
             _truncate(tile[k], low, spread, highest, out[k])
-
-
-def truncated(
-    envelope: NDArray[Any], live: NDArray[np.bool_], low: float, high: float, highest: int
-) -> NDArray[np.uint8]:
-    """Greys ``(level - low) / (high - low) * highest``, clipped, and truncated to integers.
-
-    To the last bit what these operations give in NumPy and float64, without a change to
-    ``envelope``.
-
-    Parameters
-    ----------
-    envelope : (channel, sample) float32 or float64 array, C-contiguous
-        In dB; not NaN in live channels.
-    live : (channel,) bool array
-        The others become 0.
-    low, high : float
-        Levels of grey 0 and of the highest; all is 0 unless ``high`` is the greater.
-    highest : int
-        At most 255.
-
-    Returns
-    -------
-    (channel, sample) uint8 array
-    """
-    out = np.zeros(envelope.shape, np.uint8)
-    if high > low:
-        low, spread = float(low), float(high) - float(low)
-        _truncate_all(envelope, live, low, spread, float(highest), out)
-    return out

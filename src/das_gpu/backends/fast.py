@@ -9,7 +9,6 @@ Nothing is compiled before `first_missing` is asked, or a step is first called.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
@@ -22,7 +21,9 @@ from das_gpu import filters
 from das_gpu.backends import Chain, Picture, plain, twoway
 from das_gpu.backends.analytic import AnalyticPlan, supported
 from das_gpu.backends.grey import resized_by_pillow
+from das_gpu.backends.loops import MEDIAN_BLOCK, loop
 from das_gpu.backends.window import BandPass, Buffers
+from das_gpu.errors import UsageError
 
 BATCH_CHANNELS = 64
 """Channels filtered at once: their intermediates fit a core's cache."""
@@ -43,8 +44,8 @@ def first_missing(
     """What keeps the compiled steps from running; None when they do.
 
     Runs every step once on next to nothing, so that all of them are compiled or loaded: the
-    first time on a machine this takes some ten seconds, then under one. Worth doing on a thread
-    of its own while the first chunks are on their way.
+    first time on a machine this takes some ten seconds, then a tenth of one. Worth doing on a
+    thread of its own while the first chunks are on their way.
 
     Parameters
     ----------
@@ -60,36 +61,15 @@ def first_missing(
     if not installed():
         return f"numba is not installed. {REMEDY}"
     try:
-        _import_numba()
-        from das_gpu.backends import compiledimage  # noqa: F401 - it is the import that may fail
-    except (ImportError, OSError) as error:
-        return f"numba cannot be imported: {error}. {REMEDY}"
-    try:
         _rehearse(dtype, held, highest)
         if sections:
             _rehearse_recursive(dtype)
+    except (ImportError, OSError) as error:
+        return f"numba cannot be imported: {error}. {REMEDY}"
     except Exception as error:  # noqa: BLE001 - whatever ails a compiler, there is another way
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         return f"numba cannot compile or keep what it compiled ({said}). {REMEDY}"
     return None
-
-
-def _import_numba() -> None:
-    """Import what numba needs to load loops, but not SciPy's BLAS.
-
-    It would look whether that is there: a quarter of a second for products of matrices, which no
-    loop here has. It is there, and a program's own loops that want it still get it.
-    """
-    from numba.np import linalg
-
-    look = getattr(linalg, "ensure_blas", None)
-    if look is None or "numba.np.arraymath" in sys.modules:
-        return
-    linalg.ensure_blas = lambda: None
-    try:
-        import numba.np.arraymath  # noqa: F401 - it looks as it is imported
-    finally:
-        linalg.ensure_blas = look
 
 
 def _rehearse(dtype: np.dtype[Any], held: np.dtype[Any], highest: int) -> None:
@@ -136,10 +116,40 @@ def band_pass(chain: Chain) -> BandPass:
 def centre(
     window: NDArray[np.float64], known: tuple[int, int], core: tuple[int, int] | None
 ) -> NDArray[np.bool_]:
-    """See `das_gpu.backends.centre.centre`."""
-    from das_gpu.backends import centre as compiled
+    """Take off each channel's median over its core, in place, and find the channels that live.
 
-    return compiled.centre(window, known, core)
+    Exactly NumPy's medians: even counts give the mean of the two middle values.
+
+    Parameters
+    ----------
+    window : (channel, sample) float64 array, C-contiguous
+        Channels that do not live become zeros.
+    known : (int, int)
+        Samples that say which channels live: those not constant, and finite throughout them.
+    core : (int, int) or None
+        Samples whose median is taken; None when nothing is to be taken off.
+
+    Returns
+    -------
+    (channel,) bool array
+        Which channels live.
+
+    Raises
+    ------
+    UsageError
+        When either range is empty or not within the window.
+    """
+    for start, stop in (known, core or known):
+        if not 0 <= start < stop <= window.shape[1]:
+            raise UsageError(
+                f"Samples [{start}, {stop}) of a window of {window.shape[1]} were asked for: a "
+                "range must hold at least one sample of the window."
+            )
+    begin, end = core or (0, 0)
+    values = np.empty(end - begin + 2)
+    live = np.empty(window.shape[0], np.bool_)
+    loop("centre.centre")(window, *known, begin, end, values, values.view(np.int64), live)
+    return live
 
 
 def medians(
@@ -160,16 +170,15 @@ def medians(
     out : (sample,) complex array of the same type
         Its part ``[start, stop)`` is filled.
     """
-    from das_gpu.backends import compiled
-
     real = out.real.dtype
     # Columns an odd number of cache lines apart do not compete for the same places in it.
     apart = -(-channels.size // 32) * 32 + 16
-    room = np.empty(compiled.MEDIAN_BLOCK * apart + 2, real)
+    room = np.empty(MEDIAN_BLOCK * apart + 2, real)
     integer = np.int32 if real == np.float32 else np.int64
     keys, greatest_key = room.view(integer), integer(np.iinfo(integer).max)
     signal, common = values.view(real), out.view(real)
-    compiled.medians(signal, channels, 2 * start, 2 * stop, room, keys, greatest_key, common)
+    step = loop("compiled.medians", real=real)
+    step(signal, channels, 2 * start, 2 * stop, room, keys, greatest_key, common)
 
 
 def envelope_db(
@@ -194,11 +203,9 @@ def envelope_db(
     lowest, highest : (channel,) arrays of that type
         Filled; of a channel whose levels are not numbers with anything.
     """
-    from das_gpu.backends import compiled
-
     if common is None:
         common = np.zeros(values.shape[1], values.dtype)
-    step = compiled.envelope_32 if out.dtype == np.float32 else compiled.envelope_64
+    step = loop(f"compiled.envelope_{8 * out.itemsize}", real=out.dtype)
     parts, away = values.view(out.dtype), common.view(out.dtype)
     for k in range(0, len(out), LEVEL_CHANNELS):
         rows = slice(k, k + LEVEL_CHANNELS)
@@ -218,21 +225,25 @@ def in_float(
 
     As `das_gpu.backends.grey.in_float`, without a change to ``envelope``.
     """
-    from das_gpu.backends import compiledimage
-
     across, down = picture.width, picture.height
     if picture.orientation == "time-right":
         across, down = down, across
-    number = envelope.dtype.type
+    real = envelope.dtype
     pixels = np.empty((across, down), np.uint16 if picture.highest > 255 else np.uint8)
-    compiledimage.grey(
+    bounds, weights = _weights(envelope.shape[0], across, real)
+    most = weights.shape[1] + 3
+    loop("compiledimage.grey", real=real, pixel=pixels.dtype)(
         envelope,
         live,
-        number(low),
-        number(picture.highest / (high - low) if high > low else 0.0),
-        number(picture.highest),
-        *_weights(envelope.shape[0], across, envelope.dtype),
-        *_weights(envelope.shape[1], down, envelope.dtype),
+        low,
+        picture.highest / (high - low) if high > low else 0.0,
+        picture.highest,
+        bounds,
+        weights,
+        *_weights(envelope.shape[1], down, real),
+        np.empty(envelope.shape[1], real),
+        np.empty(most, np.intp),
+        np.empty(most, real),
         pixels,
     )
     return np.ascontiguousarray(pixels.T if picture.orientation == "time-down" else pixels)
@@ -242,10 +253,39 @@ def by_pillow(
     envelope: NDArray[Any], live: NDArray[np.bool_], low: float, high: float, picture: Picture
 ) -> NDArray[Any]:
     """As `das_gpu.backends.grey.by_pillow`, to the last bit; ``picture.highest`` is 255."""
-    from das_gpu.backends import eightbit
-
-    greys = eightbit.truncated(envelope, live, low, high, picture.highest)
+    greys = truncated(envelope, live, low, high, picture.highest)
     return resized_by_pillow(greys, picture)
+
+
+def truncated(
+    envelope: NDArray[Any], live: NDArray[np.bool_], low: float, high: float, highest: int
+) -> NDArray[np.uint8]:
+    """Greys ``(level - low) / (high - low) * highest``, clipped, and truncated to integers.
+
+    To the last bit what these operations give in NumPy and float64, without a change to
+    ``envelope``.
+
+    Parameters
+    ----------
+    envelope : (channel, sample) float32 or float64 array, C-contiguous
+        In dB; not NaN in live channels.
+    live : (channel,) bool array
+        The others become 0.
+    low, high : float
+        Levels of grey 0 and of the highest; all is 0 unless ``high`` is the greater.
+    highest : int
+        At most 255.
+
+    Returns
+    -------
+    (channel, sample) uint8 array
+    """
+    out = np.zeros(envelope.shape, np.uint8)
+    if high > low:
+        low, spread = float(low), float(high) - float(low)
+        step = loop("eightbit.truncate_all", real=envelope.dtype)
+        step(envelope, live, low, spread, float(highest), out)
+    return out
 
 
 @lru_cache(maxsize=32)

@@ -4,9 +4,6 @@ A row is as many values as fit `ROW_BYTES`, one of each of so many channels: its
 array is row after row, and a complex sample of it two rows: real parts, imaginary parts. What is
 here stands in compiled loops like a function and becomes straight vector instructions in them,
 whatever LLVM's own vectoriser would think of that loop. Everything trusts its arguments.
-
-numba keeps what it compiled until the file of the loop itself changes, which is not this one:
-whoever changes this file has to empty the folder ``__pycache__`` beside it.
 """
 
 from __future__ import annotations
@@ -20,9 +17,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-ROW_BYTES = 32
-"""Of a row: one register of AVX2. With rows as long as AVX-512's the work arrays crowd the second
-cache, and where there is no AVX-512 the values in hand do not fit the registers."""
+from das_gpu.backends.loops import ROW_BYTES
+
 _WORD = ir.IntType(32)
 _PLACE = ir.IntType(64)
 _DOUBLE = ir.DoubleType()

@@ -19,13 +19,8 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from das_gpu.backends.compiled import compiled_loop
+from das_gpu.backends.loops import CASCADE, LANES
 
-LANES = 8
-"""Channels side by side: of AVX-512 one register, of AVX2 two."""
-CASCADE = 4
-"""Sections that a sample goes through at once. Theirs are 8 vectors of state and 20 of
-coefficients, which AVX-512's registers hold; and while a section waits for its own last sample,
-the others work."""
 BLOCK_ROWS = 256
 """Rows that go through one cascade after another: they fill half of the first cache."""
 NUMBERS = 5
@@ -193,37 +188,44 @@ def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
 
 @compiled_loop()
 def _to_rows(
-    window: NDArray[np.float64], start: int, first: int, work: NDArray[np.float64]
+    window: NDArray[np.float64],
+    channels: int,
+    length: int,
+    start: int,
+    first: int,
+    work: NDArray[np.float64],
 ) -> None:
     """Channels from ``start`` on to the lanes of the rows from ``first`` on."""
-    channels, length = window.shape
-    flat = window.reshape(window.size)
     if channels >= LANES and length >= LANES:
         for i in range(0, length, LANES):
             place = min(i, length - LANES)
-            _turn(flat, start * length + place, length, work, (first + place) * LANES, LANES)
+            _turn(window, start * length + place, length, work, (first + place) * LANES, LANES)
     else:
         for lane in range(min(LANES, channels)):
             for i in range(length):
-                work[(first + i) * LANES + lane] = window[start + lane, i]
+                work[(first + i) * LANES + lane] = window[(start + lane) * length + i]
 
 
 @compiled_loop()
 def _from_rows(
-    work: NDArray[np.float64], first: int, step: int, start: int, out: NDArray[Any]
+    work: NDArray[np.float64],
+    first: int,
+    step: int,
+    start: int,
+    out: NDArray[Any],
+    channels: int,
 ) -> None:
     """Every ``step``-th row from ``first`` on to channels from ``start`` on."""
-    channels, kept = out.shape
-    flat = out.reshape(out.size)
+    kept = out.size // channels
     if channels >= LANES and kept >= LANES:
         for i in range(0, kept, LANES):
             place = min(i, kept - LANES)
             row = (first + place * step) * LANES
-            _turn(work, row, step * LANES, flat, start * kept + place, kept)
+            _turn(work, row, step * LANES, out, start * kept + place, kept)
     else:
         for lane in range(min(LANES, channels)):
             for i in range(kept):
-                out[start + lane, i] = work[(first + i * step) * LANES + lane]
+                out[(start + lane) * kept + i] = work[(first + i * step) * LANES + lane]
 
 
 @compiled_loop()
@@ -268,6 +270,7 @@ def _extend(work: NDArray[np.float64], padding: int, length: int) -> None:
 @compiled_loop()
 def two_ways(
     window: NDArray[np.float64],
+    channels: int,
     padding: int,
     step: int,
     numbers: NDArray[np.float64],
@@ -276,18 +279,21 @@ def two_ways(
     state: NDArray[np.float64],
     out: NDArray[Any],
 ) -> None:
-    """All channels, `LANES` at a time; of the last ones some again, so that no lane is empty."""
-    channels, length = window.shape
+    """All channels, `LANES` at a time; of the last ones some again, so that no lane is empty.
+
+    ``window`` and ``out`` are all of their channels one after the other.
+    """
+    length = window.size // channels
     whole = length + 2 * padding
     for begin in range(0, channels, LANES):
         start = max(0, min(begin, channels - LANES))
-        _to_rows(window, start, padding, work)
+        _to_rows(window, channels, length, start, padding, work)
         _extend(work, padding, length)
         _settle(work, 0, steady, state)
         _sweep(work, 0, 1, whole, numbers, state)
         _settle(work, whole - 1, steady, state)
         _sweep(work, whole - 1, -1, whole - padding, numbers, state)
-        _from_rows(work, padding, step, start, out)
+        _from_rows(work, padding, step, start, out, channels)
 
 
 @compiled_loop("contract")

@@ -63,23 +63,25 @@ def _read(
     rows: NDArray[np.intp],
     work: NDArray[Any],
     greatest: NDArray[Any],
+    addresses: NDArray[np.intp],
+    lines: NDArray[np.float64],
+    single: NDArray[Any],
+    bits: NDArray[Any],
 ) -> None:
     """Each channel less the line through its ends, to its lane.
 
     ``greatest`` becomes the bits of each lane's greatest absolute value, and at least 1 where
-    the ends differ.
+    the ends differ. ``addresses`` and ``lines`` are room for a row of them, ``bits`` those of
+    ``single``.
     """
     width, number = channels.size, work.dtype.type
-    addresses = np.empty(width, np.intp)
-    first, slope = np.empty(width, np.float64), np.empty(width, np.float64)
+    first, slope = lines[0], lines[1]
     last = pieces[pieces.shape[0] - 1]
     for k in range(width):
         origin = lanes.held_sample(kind, pieces[0, 0] + channels[k] * pieces[0, 1], 0)
         end = lanes.held_sample(kind, last[0] + channels[k] * last[1], last[2] - 1)
         first[k], slope[k] = origin, (end - origin) / (rows.size - 1)
         greatest[k] = end != origin
-    single = np.empty(1, work.dtype)
-    bits = single.view(greatest.dtype)
     begin = 0
     for p in range(pieces.shape[0]):
         samples = pieces[p, 2]
@@ -157,29 +159,35 @@ def analytic(
     factors: NDArray[Any],
     first_row: int,
     infinite: Any,
+    places: NDArray[np.intp],
+    lines: NDArray[np.float64],
+    single: NDArray[Any],
+    bits: NDArray[Any],
     greatest: NDArray[Any],
     work: NDArray[Any],
     kept: NDArray[Any],
     live: NDArray[np.bool_],
+    values: int,
     out: NDArray[Any],
 ) -> None:
     """Every channel of the pieces to ``out``, a row's width of them at a time.
 
     Pieces are an address, bytes from channel to channel, and samples of the type of ``kind``.
     ``rows`` says where each sample of a window goes; other rows of ``work`` are zeros.
-    ``infinite`` are the bits of infinity, ``greatest`` is room for a row of such.
+    ``infinite`` are the bits of infinity, ``greatest`` is room for a row of such; so are the
+    three of ``places`` and the two of ``lines`` for a row, ``single`` and its ``bits`` for one.
+    Each channel has so many ``values`` of ``out``.
     """
-    width, values = greatest.size, out.shape[1]
-    flat = out.reshape(out.size)
-    channels, places = np.empty(width, np.intp), np.empty(width, np.intp)
-    for start in range(0, out.shape[0], width):
+    width = greatest.size
+    channels, targets = places[0], places[1]
+    for start in range(0, live.size, width):
         for k in range(width):
             # Lanes that are left over do the last channel again.
-            channels[k] = min(start + k, out.shape[0] - 1)
-            places[k] = channels[k] * values
+            channels[k] = min(start + k, live.size - 1)
+            targets[k] = channels[k] * values
         if rows.size * width < work.size:
             work[:] = 0
-        _read(kind, pieces, channels, rows, work, greatest)
+        _read(kind, pieces, channels, rows, work, greatest, places[2], lines, single, bits)
         for k in range(width):
             live[channels[k]] = 0 < greatest[k] < infinite
             if greatest[k] >= infinite:
@@ -188,4 +196,4 @@ def analytic(
         _transform(work, forward, factors)
         _weigh(work, bins, folded, weights, empty, kept, width)
         _transform(kept, inverse, factors)
-        _write(kept, first_row, places, values, flat)
+        _write(kept, first_row, targets, values, out)

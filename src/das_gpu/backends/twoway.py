@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from das_gpu.backends import Chain
 from das_gpu.backends.analytic import AnalyticPlan, supported
+from das_gpu.backends.loops import CASCADE, LANES, loop
 from das_gpu.backends.window import BandPass, Buffers
 from das_gpu.errors import UsageError
 
@@ -53,10 +54,8 @@ class TwoWayFilter:
                 f"A filter with {padding} samples of padding that keeps every {step}-th sample: "
                 "the padding must be 0 or more, the step 1 or more."
             )
-        from das_gpu.backends import recursive
-
         self._padding, self._step = padding, step
-        self._numbers, self._steady = _cascades(sections, recursive.CASCADE)
+        self._numbers, self._steady = _cascades(sections, CASCADE)
         self._buffers = Buffers()
 
     def apply(self, window: NDArray[np.float64], out: NDArray[Any]) -> None:
@@ -75,8 +74,6 @@ class TwoWayFilter:
         UsageError
             When the window is too short, or the arrays not of those shapes and types.
         """
-        from das_gpu.backends import recursive
-
         channels, length = window.shape
         if length <= self._padding:
             raise UsageError(
@@ -96,18 +93,19 @@ class TwoWayFilter:
                 "gaps, are float64 and either float32 or float64."
             )
         rows = length + 2 * self._padding
-        sizes = rows * recursive.LANES, self._steady.size * recursive.LANES
+        sizes = rows * LANES, self._steady.size * LANES
         room = self._buffers.array("room", (sum(sizes) + _LINE_BYTES // 8,), np.dtype(np.float64))
         skip = -room.ctypes.data % _LINE_BYTES // 8
-        recursive.two_ways(
-            window,
+        loop("recursive.two_ways", real=out.dtype)(
+            window.reshape(-1),
+            channels,
             self._padding,
             self._step,
             self._numbers,
             self._steady,
             room[skip : skip + sizes[0]],
             room[skip + sizes[0] : skip + sum(sizes)],
-            out,
+            out.reshape(-1),
         )
 
 
@@ -173,12 +171,11 @@ class Quadrature:
             core = slice(self._first, self._first + self._samples)
             out.real, out.imag = real[:, core], _transformed(real)[:, core]
             return
-        from das_gpu.backends import recursive
-
         room = self._buffers.array("room", (self._plan.room_size,), real.dtype)
         self._plan.apply([real], room, out)
         slope = (real[:, -1] - real[:, 0]) / real.dtype.type(self._length - 1)
-        recursive.join(real, self._first, slope, self._of_slope, out.view(real.dtype))
+        join = loop("recursive.join", real=real.dtype)
+        join(real, self._first, slope, self._of_slope, out.view(real.dtype))
 
 
 def _one_sided(length: int) -> NDArray[np.float64]:
