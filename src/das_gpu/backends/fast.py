@@ -178,7 +178,8 @@ def medians(
     keys, greatest_key = room.view(integer), integer(np.iinfo(integer).max)
     signal, common = values.view(real), out.view(real)
     step = loop("compiled.medians", real=real)
-    step(signal, channels, 2 * start, 2 * stop, room, keys, greatest_key, common)
+    rows = np.ascontiguousarray(channels)
+    step(signal, rows, 2 * start, 2 * stop, room, keys, greatest_key, common)
 
 
 def envelope_db(
