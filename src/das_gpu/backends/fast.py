@@ -25,7 +25,7 @@ from das_gpu.backends.loops import MEDIAN_BLOCK, loop
 from das_gpu.backends.window import BandPass, Buffers
 from das_gpu.errors import UsageError
 
-BATCH_CHANNELS = 64
+BATCH_CHANNELS = 128
 """Channels filtered at once: their intermediates fit a core's cache."""
 LEVEL_CHANNELS = 32
 """Channels whose levels are in cache while their range is taken."""
