@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from zarr.core.metadata import ArrayV2Metadata
 from zarr.dtype import parse_dtype
 
-from das_gpu import bloscframe
+from das_gpu import codec
+from das_gpu.backends import fast
 from das_gpu.bloscframe import BloscFrame
 from das_gpu.codec import Codec, Scratch
 
@@ -25,10 +26,15 @@ SHUFFLES = st.sampled_from(
 TYPES = st.sampled_from(["i1", "<i2", "<i4", "<f4", "<f8", "V12"])
 
 
+BLOSC = Codec("blosc", codec._decode_blosc, False, "blosc")
+PART_NBYTES = 2500
+"""Parts are a few blocks of 1000 bytes, so that small frames have many."""
+
+
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts are a few blocks of 1000 bytes, so that small frames have many."""
-    monkeypatch.setattr(bloscframe, "PART_NBYTES", 2500)
+    monkeypatch.setattr(codec, "PART_NBYTES", PART_NBYTES)
+    monkeypatch.setattr(codec, "PLANES_NBYTES", PART_NBYTES)
 
 
 def smooth(count: int, kind: str = "<i4") -> NDArray[Any]:
@@ -39,12 +45,13 @@ def smooth(count: int, kind: str = "<i4") -> NDArray[Any]:
 
 
 def decoded(frame: BloscFrame) -> bytes:
-    out = np.empty(frame.part_nbytes, np.uint8)
-    parts = []
-    for number in range(frame.count):
-        size = frame.decode_part(number, out)
-        parts.append(out[:size].tobytes())
-    return b"".join(parts)
+    """All of a frame, part by part where it has parts."""
+    out = np.empty(frame.nbytes, np.uint8)
+    parts = frame.parts(PART_NBYTES)
+    if not parts:
+        frame.decode(out)
+        return out.tobytes()
+    return b"".join(frame.decode_part(part, out).tobytes() for part in parts)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -82,12 +89,10 @@ def test_a_part_is_some_blocks_and_the_last_takes_what_is_left(
     """A block shorter than the others never stands alone."""
     whole = smooth(samples)
     frame = BloscFrame.of(memoryview(frame_of(whole)), whole.nbytes)
-    out = np.empty(frame.part_nbytes, np.uint8)
-    assert [frame.decode_part(number, out) for number in range(frame.count)] == parts
-    assert frame.part_nbytes >= max(parts)
+    assert [frame.size(part) for part in frame.parts(PART_NBYTES)] == parts
 
 
-def test_blocks_that_stand_in_another_order_are_left_to_blosc() -> None:
+def test_blocks_may_stand_in_any_order() -> None:
     """As several threads may leave them that compress."""
     samples = smooth(2500)
     body = frame_of(samples)
@@ -99,7 +104,7 @@ def test_blocks_that_stand_in_another_order_are_left_to_blosc() -> None:
         shuffled += body[starts[number] : ends[number]]
     shuffled[16:56] = np.array([places[n] for n in range(10)], "<u4").tobytes()
     frame = BloscFrame.of(memoryview(shuffled), samples.nbytes)
-    assert frame.count == 1
+    assert len(frame.parts(PART_NBYTES)) == 3
     assert decoded(frame) == samples.tobytes()
 
 
@@ -109,16 +114,9 @@ def test_blocks_that_cannot_be_where_they_are_said_to_be_are_left_to_blosc(start
     body = frame_of(samples)
     body[24:28] = start.to_bytes(4, "little")
     frame = BloscFrame.of(memoryview(body), samples.nbytes)
-    assert frame.count == 1
+    assert not frame.parts(PART_NBYTES)
     with pytest.raises(RuntimeError):
         decoded(frame)
-
-
-def test_two_blocks_in_one_place_are_left_to_blosc() -> None:
-    samples = smooth(2500)
-    body = frame_of(samples)
-    body[24:28] = body[20:24]
-    assert BloscFrame.of(memoryview(body), samples.nbytes).count == 1
 
 
 def test_a_damaged_block_is_an_error_and_the_bytes_stay() -> None:
@@ -135,7 +133,7 @@ def test_a_damaged_block_is_an_error_and_the_bytes_stay() -> None:
 def test_bytes_that_may_not_be_written_to_are_decoded_at_once() -> None:
     samples = smooth(2500)
     frame = BloscFrame.of(memoryview(bytes(frame_of(samples))), samples.nbytes)
-    assert (frame.count, frame.part_nbytes) == (1, samples.nbytes)
+    assert not frame.parts(PART_NBYTES)
     assert decoded(frame) == samples.tobytes()
 
 
@@ -174,10 +172,76 @@ def test_runs_of_rows_are_the_chunk(kind: str, compressed: bool, shape: tuple[in
         order="C",
     )
     body = bytearray(blosc.encode(samples) if compressed else samples.tobytes())
-    codec, scratch = Codec.of(metadata, samples.dtype), Scratch()
+    scratch = Scratch()
     parts, following = [], 0
-    for first, rows in codec.runs(memoryview(body), shape, np.dtype("=i4"), scratch):
+    for first, rows in Codec.of(metadata, samples.dtype).runs(
+        memoryview(body), shape, np.dtype("=i4"), scratch
+    ):
         assert first == following
         following += len(rows)
         parts.append(rows.copy())
     assert np.array_equal(np.concatenate(parts), samples)
+
+
+def picked(planes: Any, first: int, block: int, row_items: int, *more: Any) -> None:
+    """What `das_gpu.backends.unshuffle.pick` does, without compiling."""
+    row0, row_step, item0, item_step, out = more
+    rows = range(row0, row0 + row_step * len(out), row_step)
+    for begin in range(0, planes.size // 4, block):
+        count = min(block, planes.size // 4 - begin)
+        items = planes[4 * begin : 4 * (begin + count)].reshape(4, count).T
+        items = np.ascontiguousarray(items).view(np.uint32).ravel()
+        for place, item in enumerate(items, first + begin):
+            row, column = divmod(place, row_items)
+            if row in rows and column in range(item0, row_items, item_step):
+                out[(row - row0) // row_step, (column - item0) // item_step] = item
+
+
+@pytest.mark.parametrize("way", ["python", "compiled"])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 12), st.integers(1, 300)),
+    starts=st.tuples(st.integers(0, 11), st.integers(0, 299)),
+    steps=st.tuples(st.integers(1, 5), st.integers(1, 3)),
+)
+def test_what_is_picked_are_the_wanted_samples(
+    way: str, shape: tuple[int, int], starts: tuple[int, int], steps: tuple[int, int]
+) -> None:
+    """Blocks end in the middle of rows; some have the beginnings of no row, some of several."""
+    if way == "compiled":
+        pytest.importorskip("numba", reason="the extra `fast` is not installed")
+    pick = fast.pick() if way == "compiled" else picked
+    samples = smooth(math.prod(shape)).reshape(shape)
+    body = numcodecs.Blosc("lz4", 5, numcodecs.Blosc.SHUFFLE, blocksize=1000).encode(samples)
+    rows, columns = (range(i, n, s) for i, n, s in zip(starts, shape, steps, strict=True))
+    out = np.full((len(rows), len(columns)), -1, np.int32)
+    taken = BLOSC.pick(
+        memoryview(bytearray(body)), shape, samples.dtype, (rows, columns), pick, out, Scratch()
+    )
+    assert taken == bool(BloscFrame.of(memoryview(bytearray(body)), samples.nbytes).parts(1))
+    wanted = samples[rows.start :: rows.step, columns.start :: columns.step]
+    assert np.array_equal(out, wanted if taken else np.full_like(out, -1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shuffle"),
+    [("<i4", numcodecs.Blosc.BITSHUFFLE), ("<i4", numcodecs.Blosc.NOSHUFFLE), ("<i2", 1)],
+)
+def test_samples_that_stand_otherwise_are_not_picked(kind: str, shuffle: int) -> None:
+    samples = smooth(2500, kind).reshape(10, 250)
+    body = bytearray(numcodecs.Blosc("lz4", 5, shuffle, blocksize=1000).encode(samples))
+    out = np.empty((10, 250), samples.dtype)
+    every = range(10), range(250)
+    arguments = memoryview(body), out.shape, out.dtype, every, picked, out, Scratch()
+    assert not BLOSC.pick(*arguments)
+
+
+def test_damage_is_found_while_samples_are_picked() -> None:
+    samples = smooth(2500).reshape(10, 250)
+    body = frame_of(samples)
+    start = int.from_bytes(body[28:32], "little")
+    body[start : start + 4] = b"\xff\xff\xff\x7f"
+    out = np.empty_like(samples)
+    every = range(10), range(250)
+    with pytest.raises(ValueError, match="decompression"):
+        BLOSC.pick(memoryview(body), out.shape, out.dtype, every, picked, out, Scratch())

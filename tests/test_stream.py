@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from das_gpu import Recipe, bloscframe, open_archive
+from das_gpu import Recipe, codec, open_archive
+from das_gpu.backends import fast
 from das_gpu.backends.window import HostRing
 from das_gpu.errors import InterruptedRunError, SourceError
 from das_gpu.model import Status
@@ -50,13 +51,24 @@ def small_plan(archive, *, minutes: float = 0.11, **changed) -> Plan:
     st.integers(1, 5),
     st.booleans(),
     st.sampled_from([0, 500, 1001]),
+    st.booleans(),
 )
 def test_the_ring_holds_what_a_slice_would(
-    chunks, time_first, channel_step, channel_start, reduce, decimate, loaders, ahead, blocksize
+    chunks,
+    time_first,
+    channel_step,
+    channel_start,
+    reduce,
+    decimate,
+    loaders,
+    ahead,
+    blocksize,
+    compiled,
 ):
     x, how = counts(), {"time_first": time_first, "blocksize": blocksize}
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bloscframe, "PART_NBYTES", 800)
+        patch.setattr(codec, "PART_NBYTES", 800)
+        patch.setattr(codec, "PLANES_NBYTES", 800)
         path = write_archive(Path(folder) / "a.zarr", x, RATE_HZ, chunks, **how)
         archive = open_archive(path)
         found = small_plan(
@@ -79,6 +91,7 @@ def test_the_ring_holds_what_a_slice_would(
         for segment in found.segments():
             layout = ring_layout(found, segment, ahead=ahead)
             ring = HostRing(layout)
+            ring.pick = fast.pick() if compiled and fast.installed() else None
             with SegmentStream(archive, found, segment, ring, layout, loaders=loaders) as stream:
                 for row in stream:
                     rows += 1

@@ -1,14 +1,19 @@
 """A frame of Blosc 1, decoded whole or part by part.
 
 A frame is a row of blocks, each compressed by itself (c-blosc, README_CHUNK_FORMAT and
-README_HEADER): 16 bytes of header, the place of every block, the blocks. Some blocks in a row are
-decoded by giving them a header and places of their own, so that they are a frame.
+README_HEADER): 16 bytes of header, the place of every block, the blocks. Some of them are decoded
+by giving the frame a header and places that speak of those only.
+
+With the byte shuffle, a decoded block is all first bytes of its items, then all second bytes, and
+so on; putting these together is its last step, which can be left out.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +21,27 @@ from numpy.typing import NDArray
 _HEADER = struct.Struct("<BBBBIII")
 """Version of the format and of the compressor, flags, item size; sizes of all that is decoded,
 of a block decoded, and of the frame."""
-_AS_IS = 0x02
-PART_NBYTES = 1 << 23
-"""Of a part, decoded, at least: less is not worth the call, more is memory for nothing."""
+_SHUFFLED, _AS_IS, _BITS_SHUFFLED = 0x01, 0x02, 0x04
+"""Flags: bytes are shuffled; nothing is compressed; bits are shuffled."""
+
+
+class Pick(Protocol):
+    """Puts items of 4 bytes together that stand in planes; holds no lock of the interpreter."""
+
+    def __call__(
+        self,
+        planes: NDArray[np.uint8],
+        first: int,
+        block: int,
+        row_items: int,
+        row0: int,
+        row_step: int,
+        item0: int,
+        item_step: int,
+        out: NDArray[np.uint32],
+        /,
+    ) -> None:
+        """See `das_gpu.backends.unshuffle.pick`; ``out`` is C-contiguous."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +54,14 @@ class BloscFrame:
         All of the frame.
     nbytes : int
         Size once decoded.
-    part_nbytes : int
-        Decoded size of the largest part.
+    block_nbytes : int
+        Size of a block once decoded; the last may have less.
     """
 
     body: memoryview
     nbytes: int
-    part_nbytes: int
-    _block_nbytes: int
-    _starts: tuple[int, ...]
-    _parts: tuple[range, ...]
+    block_nbytes: int
+    _starts: NDArray[np.uint32]
 
     @classmethod
     def of(cls, body: memoryview, nbytes: int) -> BloscFrame:
@@ -60,23 +81,29 @@ class BloscFrame:
             )
         if stored != body.nbytes:
             raise ValueError(f"the Blosc frame should have {stored} bytes and has {body.nbytes}")
-        whole = cls(body, nbytes, nbytes, block, (), ())
-        if body.readonly or flags & _AS_IS or not 0 < block < nbytes:
-            return whole
-        starts = _starts(body, -(-nbytes // block))
-        together = -(-PART_NBYTES // block)
-        # The last part takes what is left, so that none is a short block alone.
-        firsts = range(0, max(1, nbytes // block - together + 1), together)
-        if not starts or len(firsts) == 1:
-            return whole
-        stops = (*firsts[1:], len(starts))
-        parts = tuple(map(range, firsts, stops))
-        return cls(body, nbytes, len(parts[-1]) * block, block, starts, parts)
+        divisible = not body.readonly and not flags & _AS_IS and 0 < block < nbytes
+        return cls(body, nbytes, block, _starts(body, -(-nbytes // block) if divisible else 0))
 
-    @property
-    def count(self) -> int:
-        """Number of parts."""
-        return max(1, len(self._parts))
+    def shuffled(self, item_nbytes: int) -> bool:
+        """Whether each block is planes of the bytes of such items."""
+        flags, item = self.body[2], self.body[3]
+        by_bytes = flags & _SHUFFLED and not flags & _BITS_SHUFFLED
+        return bool(by_bytes) and item == item_nbytes and self.block_nbytes % item == 0
+
+    def parts(self, nbytes: int) -> Sequence[range]:
+        """Blocks to decode together, at least this many bytes; none when only all of it can be.
+
+        The last part takes what is left, so that no short block stands alone.
+        """
+        if not self._starts.size:
+            return ()
+        together = -(-nbytes // self.block_nbytes)
+        firsts = range(0, max(1, self.nbytes // self.block_nbytes - together + 1), together)
+        return tuple(map(range, firsts, (*firsts[1:], self._starts.size)))
+
+    def size(self, part: range) -> int:
+        """How many bytes some blocks decode to."""
+        return min(part.stop * self.block_nbytes, self.nbytes) - part.start * self.block_nbytes
 
     def decode(self, out: NDArray[np.uint8]) -> None:
         """Decode all of it into ``out``, ``nbytes`` bytes.
@@ -88,54 +115,54 @@ class BloscFrame:
         """
         _decompress(self.body, out)
 
-    def decode_part(self, number: int, out: NDArray[np.uint8]) -> int:
+    def decode_part(
+        self, part: range, out: NDArray[np.uint8], *, in_planes: bool = False
+    ) -> NDArray[np.uint8]:
         """Decode a part; not safe from several threads, as it writes to ``body`` meanwhile.
 
         Parameters
         ----------
-        number : int
-            Below ``count``.
+        part : range
+            One of `parts`.
         out : ndarray
-            Contiguous, of at least ``part_nbytes`` bytes.
+            Contiguous, of at least the part's `size`.
+        in_planes : bool
+            Leave the bytes of items apart, as they are in each block of a shuffled frame.
 
         Returns
         -------
-        int
-            How many bytes of ``out`` it fills.
+        ndarray
+            What it has filled of ``out``.
 
         Raises
         ------
         RuntimeError
             The bytes are damaged.
         """
-        if not self._parts:
-            self.decode(out)
-            return self.nbytes
-        part, block = self._parts[number], self._block_nbytes
-        last = part.stop == len(self._starts)
-        end = self.body.nbytes if last else self._starts[part.stop]
-        size = (self.nbytes if last else part.stop * block) - part.start * block
-        first = self._starts[part.start]
-        place = first - _HEADER.size - 4 * len(part)
-        frame, before = self.body[place:end], bytes(self.body[place:first])
-        places = np.array(self._starts[part.start : part.stop]) - place
-        _HEADER.pack_into(frame, 0, *self.body[:4], size, block, frame.nbytes)
-        frame[_HEADER.size : first - place] = places.astype("<u4").tobytes()
+        filled = out[: self.size(part)]
+        end = _HEADER.size + 4 * len(part)
+        before = bytes(self.body[:end])
+        version, compressor, flags, item = before[:4]
+        if in_planes:
+            flags &= ~_SHUFFLED
+        header = version, compressor, flags, item, filled.size, self.block_nbytes, self.body.nbytes
+        _HEADER.pack_into(self.body, 0, *header)
+        self.body[_HEADER.size : end] = self._starts[part.start : part.stop].tobytes()
         try:
-            _decompress(frame, out[:size])
+            _decompress(self.body, filled)
         finally:
-            self.body[place:first] = before
-        return size
+            self.body[:end] = before
+        return filled
 
 
-def _starts(body: memoryview, count: int) -> tuple[int, ...]:
-    """Where the blocks begin; nothing when they do not stand in order, or cannot be there."""
+def _starts(body: memoryview, count: int) -> NDArray[np.uint32]:
+    """Where the blocks begin; none when they cannot be there."""
     first = _HEADER.size + 4 * count
-    if first > body.nbytes:
-        return ()
-    starts = np.frombuffer(body, "<u4", count, _HEADER.size).astype(np.int64)
-    inside = starts[0] >= first and starts[-1] < body.nbytes
-    return tuple(starts.tolist()) if inside and np.all(np.diff(starts) > 0) else ()
+    if count == 0 or first > body.nbytes:
+        return np.empty(0, "<u4")
+    starts = np.frombuffer(body, "<u4", count, _HEADER.size).copy()
+    inside = starts.min() >= first and starts.max() < body.nbytes
+    return starts if inside else starts[:0]
 
 
 def _decompress(frame: memoryview, out: NDArray[np.uint8]) -> None:

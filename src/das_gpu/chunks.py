@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from das_gpu.bloscframe import Pick
 from das_gpu.codec import Codec, Run, Scratch
 from das_gpu.errors import (
     ChunkCorruptError,
@@ -34,6 +35,7 @@ from das_gpu.store import Store
 
 if TYPE_CHECKING:
     from zarr.core.metadata import ArrayV2Metadata, ArrayV3Metadata
+
 
 _FRAME_SLACK = 1 << 20  # headers, indices and incompressible blocks of one object
 _FILTERED = 8
@@ -210,7 +212,8 @@ class StoredArray:
         if body is None:
             raise self._missing(key)
         decode, runs = partial(self._decode, key, body), partial(self._runs, key, body)
-        return Chunk(self.chunk_shape, self.dtype, decode, runs, body.nbytes)
+        pick = partial(self._pick, key, body)
+        return Chunk(self.chunk_shape, self.dtype, decode, runs, pick, body.nbytes)
 
     def _decode(self, key: str, body: memoryview, out: NDArray[Any]) -> int:
         try:
@@ -222,6 +225,12 @@ class StoredArray:
     def _runs(self, key: str, body: memoryview, scratch: Scratch) -> Iterator[Run]:
         try:
             yield from self._codec.runs(body, self.chunk_shape, self.dtype, scratch)
+        except ValueError as exc:
+            raise self._corrupt(key, str(exc)) from exc
+
+    def _pick(self, key: str, body: memoryview, *others: Any) -> bool:
+        try:
+            return self._codec.pick(body, self.chunk_shape, self.dtype, *others)
         except ValueError as exc:
             raise self._corrupt(key, str(exc)) from exc
 
@@ -317,7 +326,7 @@ class StoredArray:
 
 @dataclass
 class Chunk:
-    """A stored chunk, to be decoded by the thread that has fetched it, in one of two ways.
+    """A stored chunk, to be decoded by the thread that has fetched it, in one of three ways.
 
     Attributes
     ----------
@@ -331,6 +340,7 @@ class Chunk:
     dtype: np.dtype[Any]
     _decode: Callable[[NDArray[Any]], int]
     _runs: Callable[[Scratch], Iterator[Run]] | None = None
+    _pick: Callable[..., bool] | None = None
     stored_bytes: int = 0
 
     def decode(self, out: NDArray[Any]) -> NDArray[Any]:
@@ -341,6 +351,12 @@ class Chunk:
             )
         self.stored_bytes = self._decode(out)
         return out
+
+    def pick(
+        self, wanted: tuple[range, range], pick: Pick, out: NDArray[Any], scratch: Scratch
+    ) -> bool:
+        """Decode only what is wanted into ``out``, if its encoding allows; see `Codec.pick`."""
+        return self._pick is not None and self._pick(wanted, pick, out, scratch)
 
     def runs(self, scratch: Scratch) -> Iterator[Run]:
         """Decode it a few rows at a time, where its encoding allows; see `Codec.runs`."""

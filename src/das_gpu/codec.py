@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from das_gpu.bloscframe import BloscFrame
+from das_gpu.bloscframe import BloscFrame, Pick
 from das_gpu.metadata import ArrayMetadata, Settings
 
 if TYPE_CHECKING:
     from zarr.core.metadata import ArrayV2Metadata, ArrayV3Metadata
+
 
 _Decoder = Callable[[memoryview, NDArray[np.uint8]], None]
 
@@ -33,6 +34,10 @@ Run = tuple[int, NDArray[Any]]
 
 _ALIGNED = 64
 """Bytes of a cache line."""
+PART_NBYTES = 1 << 23
+"""Decoded together: less is not worth the call, more is memory for nothing."""
+PLANES_NBYTES = 1 << 21
+"""The same of what items are put together from: it stays in the cache until that is done."""
 
 
 class Scratch:
@@ -146,30 +151,94 @@ class Codec:
         ValueError
             As `decode`.
         """
-        nbytes = math.prod(shape) * dtype.itemsize
+        frame = self._frame(body, shape, dtype)
+        parts = () if frame is None else frame.parts(PART_NBYTES)
+        if frame is None or len(parts) < 2:
+            chunk = scratch.array(shape, dtype)
+            self.decode(body, chunk)
+            yield 0, chunk
+            return
+        row_nbytes = frame.nbytes // shape[0]
+        # Parts come to one place, for the sake of vector instructions; what was left of the last
+        # one stands before it.
+        place = row_nbytes + -row_nbytes % _ALIGNED
+        memory = scratch.array((place + max(map(frame.size, parts)),), np.dtype(np.uint8))
+        first, start = 0, place
+        for part in parts:
+            stop = place + self._part(frame, part, memory[place:]).size
+            count, left = divmod(stop - start, row_nbytes)
+            rows = memory[start : stop - left].view(dtype).reshape(count, *shape[1:])
+            self._turn(rows)
+            yield first, rows
+            first += count
+            start = place - left
+            memory[start:place] = memory[stop - left : stop]
+
+    def pick(
+        self,
+        body: memoryview,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        wanted: tuple[range, range],
+        pick: Pick,
+        out: NDArray[Any],
+        scratch: Scratch,
+    ) -> bool:
+        """Decode a stored object and put only the wanted samples together, where they belong.
+
+        Parameters
+        ----------
+        body : memoryview
+            Changed and changed back meanwhile.
+        shape, dtype
+            Of the chunk, in native byte order, of two dimensions.
+        wanted : (range, range)
+            Rows and columns, ascending.
+        pick : callable
+            See `das_gpu.bloscframe.Pick`.
+        out : (row, column) ndarray
+            Filled.
+        scratch : Scratch
+
+        Returns
+        -------
+        bool
+            False where the encoding or the arrays do not allow it: nothing was done then.
+
+        Raises
+        ------
+        ValueError
+            As `decode`.
+        """
+        frame = self._frame(body, shape, dtype)
+        if frame is None or self._swapped or not out.flags.c_contiguous or out.itemsize != 4:
+            return False
+        parts = frame.parts(PLANES_NBYTES)
+        if not parts or not frame.shuffled(out.itemsize):
+            return False
+        (rows, columns), words = wanted, out.view(np.uint32)
+        places = shape[1], rows.start, rows.step, columns.start, columns.step
+        memory = scratch.array((max(map(frame.size, parts)),), np.dtype(np.uint8))
+        block = frame.block_nbytes // out.itemsize
+        for part in parts:
+            planes = self._part(frame, part, memory, in_planes=True)
+            pick(planes, part.start * block, block, *places, words)
+        return True
+
+    def _frame(
+        self, body: memoryview, shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> BloscFrame | None:
+        """The body as a Blosc frame of a chunk's size; None where it is encoded otherwise."""
+        if self._decoder is not _decode_blosc:
+            return None
+        return BloscFrame.of(body, math.prod(shape) * dtype.itemsize)
+
+    @staticmethod
+    def _part(
+        frame: BloscFrame, part: range, out: NDArray[np.uint8], *, in_planes: bool = False
+    ) -> NDArray[np.uint8]:
         try:
-            blosc = self._decoder is _decode_blosc
-            frame = BloscFrame.of(body, nbytes) if blosc else None
-            if frame is None or frame.count == 1:
-                chunk = scratch.array(shape, dtype)
-                self.decode(body, chunk)
-                yield 0, chunk
-                return
-            row_nbytes = nbytes // shape[0]
-            place = row_nbytes + -row_nbytes % _ALIGNED
-            memory = scratch.array((place + frame.part_nbytes,), np.dtype(np.uint8))
-            first, start = 0, place
-            for number in range(frame.count):
-                # Parts come to one place, for the sake of vector instructions; what was left
-                # of the last one stands before it.
-                stop = place + frame.decode_part(number, memory[place:])
-                count, left = divmod(stop - start, row_nbytes)
-                rows = memory[start : stop - left].view(dtype).reshape(count, *shape[1:])
-                self._turn(rows)
-                yield first, rows
-                first += count
-                start = place - left
-                memory[start:place] = memory[stop - left : stop]
+            return frame.decode_part(part, out, in_planes=in_planes)
         except RuntimeError as exc:
             raise ValueError(str(exc)) from exc
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from das_gpu.archive import Archive
 from das_gpu.backends import Ring
 from das_gpu.chunks import Chunk
-from das_gpu.codec import Run, Scratch
+from das_gpu.codec import Scratch
 from das_gpu.errors import ChunkError, InterruptedRunError
 from das_gpu.model import RingLayout, RowWindow, Segment
 from das_gpu.patience import cancelled_by
@@ -293,7 +293,7 @@ class SegmentStream:
             return
         with self._scratch() as scratch:
             if self._plan.recipe.selection.channel_reduce == "stride":
-                self._keep_some(column, chunk_row, chunk.runs(scratch))
+                self._keep_some(column, chunk_row, chunk, scratch)
             else:
                 samples = chunk.decode(scratch.array(chunk.shape, chunk.dtype))
                 self._keep_means(column, chunk_row, samples.T if self._transposed else samples)
@@ -311,7 +311,7 @@ class SegmentStream:
         inside = k0 >= 0 and k0 + height <= plan.kept_channels
         return (k0, k0 + height) if inside and stop - start == width else None
 
-    def _keep_some(self, column: int, chunk_row: int, runs: Iterator[Run]) -> None:
+    def _keep_some(self, column: int, chunk_row: int, chunk: Chunk, scratch: Scratch) -> None:
         """Put the wanted channels and samples of a chunk, as it is decoded, in the ring."""
         low, high = self._chunk_channels(chunk_row)
         step, kept = self._plan.channel_step, self._plan.kept_channels
@@ -323,7 +323,10 @@ class SegmentStream:
         columns = slice(across.start, across.stop, across.step)
         with self._ring.room(column, k0, k1) as room:
             target = room.T if self._transposed else room
-            for first, rows in runs:
+            pick = self._ring.pick
+            if pick is not None and chunk.pick((along, across), pick, target, scratch):
+                return
+            for first, rows in chunk.runs(scratch):
                 edges = (first, first + len(rows))
                 i0, i1 = (max(0, -((along.start - edge) // along.step)) for edge in edges)
                 wanted = along[i0:i1]

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from das_gpu.bloscframe import Pick
 from das_gpu.errors import UsageError
 from das_gpu.model import RingLayout, RowWindow
 from das_gpu.recipe import Scale
@@ -133,6 +134,10 @@ class Outcome:
 
 class Ring(Protocol):
     """The latest held samples of every kept channel, in slots of one column of chunks each."""
+
+    @property
+    def pick(self) -> Pick | None:
+        """What puts together the items of samples that are wanted; None where nothing does."""
 
     @property
     def time_major(self) -> bool:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from das_gpu.backends import MEDIAN_CHANNELS, Chain, Outcome, Picture, fast, plain
 from das_gpu.backends.percentile import percentiles
 from das_gpu.backends.window import BandPass, Buffers, HostRing, gather
+from das_gpu.bloscframe import Pick
 from das_gpu.model import RingLayout, RowWindow
 
 BATCH_SAMPLES = 128
@@ -111,6 +112,7 @@ class _Tools:
 
     steps: Steps
     band_pass: BandPass
+    pick: Pick | None
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,8 @@ class CpuBackend:
                 steps = fast
             else:
                 _LOG.warning("NumPy does what compiled loops would do sooner: %s", missing)
-        return _Tools(steps, steps.band_pass(chain))
+        pick = fast.pick() if steps is fast and held.itemsize == fast.PICKED_NBYTES else None
+        return _Tools(steps, steps.band_pass(chain), pick)
 
 
 class CpuWorkspace:
@@ -193,11 +196,17 @@ class CpuWorkspace:
         self, backend: CpuBackend, layout: RingLayout, chain: Chain, tools: Future[_Tools]
     ) -> None:
         self.ring = HostRing(layout)
+        tools.add_done_callback(self._equip)
         self._chain = chain
         self._tools = tools
         self._each = backend.each
         self._batch_channels = backend.batch_channels
         self._buffers = Buffers()
+
+    def _equip(self, tools: Future[_Tools]) -> None:
+        """Chunks that came before are decoded otherwise, to the same samples."""
+        if not (tools.cancelled() or tools.exception()):
+            self.ring.pick = tools.result().pick
 
     def analytic(self, row: RowWindow) -> Signal:
         """Gather, detrend or take the median off, band-pass, make analytic, cut to the core."""

@@ -68,6 +68,8 @@ class DeviceRing:
         self._read: Any = None
         self._stopped = False
 
+    pick = None
+
     @property
     def time_major(self) -> bool:
         """Blocks are kept as they are stored; the kernels turn them."""

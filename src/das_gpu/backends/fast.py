@@ -23,12 +23,15 @@ from das_gpu.backends.analytic import AnalyticPlan, supported
 from das_gpu.backends.grey import resized_by_pillow
 from das_gpu.backends.loops import MEDIAN_BLOCK, loop
 from das_gpu.backends.window import BandPass, Buffers
+from das_gpu.bloscframe import Pick
 from das_gpu.errors import UsageError
 
 BATCH_CHANNELS = 128
 """Channels filtered at once: their intermediates fit a core's cache."""
 LEVEL_CHANNELS = 32
 """Channels whose levels are in cache while their range is taken."""
+PICKED_NBYTES = 4
+"""Of the samples that `pick` puts together."""
 REMEDY = "`pip install das-gpu[fast]` brings what fits; without it NumPy does the work."
 
 
@@ -79,6 +82,7 @@ def _rehearse(dtype: np.dtype[Any], held: np.dtype[Any], highest: int) -> None:
     for pieces in (held, np.dtype(np.float64)):  # mirrored windows are float64
         live = plan.apply([np.arange(16, dtype=pieces).reshape(2, 8)], room, signal)
     real, common = np.empty((2, 4), dtype), np.empty(4, signal.dtype)
+    pick()
     medians(signal, np.arange(2), 0, 4, common)
     envelope_db(signal, common, real, *np.empty((2, 2), dtype))
     real[...] = np.arange(8).reshape(2, 4)
@@ -287,6 +291,11 @@ def truncated(
         step = loop("eightbit.truncate_all", real=envelope.dtype)
         step(envelope, live, low, spread, float(highest), out)
     return out
+
+
+def pick() -> Pick:
+    """See `das_gpu.backends.unshuffle.pick`."""
+    return loop("unshuffle.pick")
 
 
 @lru_cache(maxsize=32)

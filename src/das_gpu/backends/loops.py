@@ -40,6 +40,7 @@ LOOPS = {
     "centre.centre": "double[2] int int int int double[1] key[1] bool[1]",
     "eightbit.truncate_all": "real[2] bool[1] double double double byte[2]",
     "recursive.two_ways": "double[1] int int int double[1] double[1] double[1] double[1] real[1]",
+    "unshuffle.pick": "byte[1] int int int int int int int word[2]",
     "recursive.join": "real[2] int real[1] real[1] real[2]",
     "spectrum.analytic": "held[1] int[2] int[1] int[2] int[2] int[2] real[1] int[1] int[2] "
     "real[1] int key int[2] double[2] real[1] key[1] key[1] real[1] real[1] bool[1] int real[1]",
@@ -47,7 +48,7 @@ LOOPS = {
 """By module and name, the kinds of their arguments: numbers, and arrays of so many dimensions.
 ``real`` is the precision of the steps, ``key`` an integer of its size, ``held`` the type of the
 archive's samples and ``pixel`` that of an image's."""
-_FIXED = {"int": "intp", "double": "f8", "bool": "?", "byte": "u1"}
+_FIXED = {"int": "intp", "double": "f8", "bool": "?", "byte": "u1", "word": "u4"}
 _NUMBERS: dict[str, Any] = {
     "i4": ctypes.c_int32,
     "i8": ctypes.c_int64,

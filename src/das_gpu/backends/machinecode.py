@@ -26,6 +26,7 @@ SOURCES = (
     "loops",
     "recursive",
     "spectrum",
+    "unshuffle",
 )
 """Modules whose wording says what the code does."""
 _ENGINES: list[Any] = []  # the memory that loaded code is in lasts as long as these

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from das_gpu.bloscframe import Pick
 from das_gpu.model import RingLayout
 
 BandPass: TypeAlias = Callable[[Sequence[NDArray[Any]], NDArray[Any]], NDArray[np.bool_]]
@@ -26,6 +27,7 @@ class HostRing:
     time_major = False
 
     def __init__(self, layout: RingLayout) -> None:
+        self.pick: Pick | None = None
         self._layout = layout
         self._slots = np.empty((layout.slots, layout.channels * layout.width), layout.dtype)
         self._aside = np.empty(layout.channels * layout.aside, layout.dtype)
