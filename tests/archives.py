@@ -38,7 +38,9 @@ def write_archive(
     """
     n_samples = samples.shape[1]
     group = zarr.open_group(str(path), mode="w", zarr_format=2)
-    blosc = Blosc("lz4", clevel=5, shuffle=Blosc.SHUFFLE, blocksize=blocksize)
+    # With LZ4 Blosc takes larger blocks than it is asked for.
+    name = "zstd" if blocksize else "lz4"
+    blosc = Blosc(name, clevel=5, shuffle=Blosc.SHUFFLE, blocksize=blocksize)
 
     def put(name: str, array: NDArray[Any], chunks: tuple[int, ...], dims: list[str]) -> None:
         stored = group.create_array(
