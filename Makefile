@@ -16,6 +16,7 @@ MADE := $(VENV)/.made
 INSTALLED := $(VENV)/.installed
 FAST := $(VENV)/.fast
 TESTABLE := $(VENV)/.testable
+TORCH := $(VENV)/.torch
 DOCUMENTED := $(VENV)/.documented
 AZURITE := node_modules/.installed
 CHECKED := src tests bench docs
@@ -56,7 +57,7 @@ browser:
 	echo "Tests that look at pages in a browser will be skipped: there is no Chromium. On Debian and" \
 	     "Ubuntu: apt-get install chromium; elsewhere name a program: make test CHROMIUM=..."
 
-test: $(TESTABLE) $(AZURITE) browser
+test: $(TESTABLE) $(TORCH) $(AZURITE) browser
 	@$(BIN)/python -m pytest -q -n 3 --dist worksteal $(ARGS)
 
 # On a node with a GPU: what elsewhere is executed by a stand-in for CuPy, by the real one.
@@ -64,7 +65,7 @@ test-gpu: $(TESTABLE)
 	@$(BIN)/das-gpu doctor
 	@$(BIN)/python -m pytest -q -m gpu tests/gpu $(ARGS)
 
-test-fast: $(TESTABLE) $(AZURITE) browser
+test-fast: $(TESTABLE) $(TORCH) $(AZURITE) browser
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 # Every write, fsync and rename in turn, with one process, a driver and its workers.
@@ -125,12 +126,13 @@ constraints:
 	@echo "Resolving every package in a fresh environment ..."
 	@work=$$(mktemp -d) && trap 'rm -rf "$$work"' EXIT && \
 	$(PYTHON) -m venv "$$work/venv" && \
-	"$$work/venv/bin/python" -m pip --disable-pip-version-check -qq install ".[test]" && \
+	"$$work/venv/bin/python" -m pip --disable-pip-version-check -qq install ".[test,torch]" && \
 	{ \
-	  echo "# Every package of a resolved environment: das-gpu and its test extra. What a GPU needs"; \
-	  echo "# beyond that is chosen by the extras cuda12 and cuda13."; \
+	  echo "# Every package of a resolved environment: das-gpu and its extras test and torch. What a GPU"; \
+	  echo "# needs beyond that is chosen by the extras cuda12 and cuda13."; \
 	  echo "# Written by \`make constraints\`; use with: pip install -c constraints.txt -e ."; \
-	  "$$work/venv/bin/python" -m pip --disable-pip-version-check freeze --exclude das-gpu; \
+	  "$$work/venv/bin/python" -m pip --disable-pip-version-check freeze --exclude das-gpu | \
+	    sed 's/+.*//'; \
 	} > "$$work/constraints.txt" && \
 	cp "$$work/constraints.txt" constraints.txt
 	@echo "constraints.txt: $$(grep -c == constraints.txt) packages"
@@ -163,6 +165,15 @@ $(TESTABLE): $(INSTALLED)
 	@echo "Installing what the tests need into $(VENV) ..."
 	@$(PIP) install -c constraints.txt -e ".[test]"
 	@touch $@
+
+# The build for processors is small, and to be had where pip's settings name a place that has it.
+# The one for CUDA weighs gigabytes and wants other CUDA packages than constraints.txt has: where
+# there is no other, pip refuses, and the tests are skipped, but not where CI=true.
+$(TORCH): $(TESTABLE)
+	@echo "Installing PyTorch, which trains on tiles in the tests, into $(VENV) ..."
+	@if $(PIP) install -c constraints.txt -e ".[torch]"; then touch $@; else \
+	  echo "Tests that train with PyTorch will be skipped. Name a place that has its build for" \
+	       "processors in pip's settings (pip config), or install it: $(BIN)/pip install torch"; fi
 
 $(DOCUMENTED): $(INSTALLED)
 	@echo "Installing what builds the site into $(VENV) ..."

@@ -27,13 +27,13 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import bars_parts
 from bars_archive import FULL, TINY, compression, recorded
 from bars_work import Bar, Job, Measured
+from loops import compiled
 from machine import describe
 
 HERE = Path(__file__).resolve().parent
@@ -114,7 +114,7 @@ def main() -> int:
     if options.repeats < 1:
         parser.error(f"--repeats {options.repeats}: at least 1 run of each is needed")
     sizes, repeats = (TINY, 1) if options.tiny else (FULL, options.repeats)
-    ways = ("yes", "no") if find_spec("numba") is not None else ("no",)
+    ways = ("yes", "no") if compiled() else ("no",)
     with tempfile.TemporaryDirectory(prefix="das-gpu-bars-") as made:
         store = recorded(Path(made), sizes.scene)
         job = Job(store, sizes, Path(made), repeats, options.tiny, ways)

@@ -24,7 +24,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +37,7 @@ from das_gpu import filters, render
 from das_gpu.backends import Chain, Picture, cpu, grey
 from das_gpu.model import RingLayout, RowWindow, Span, Status
 from das_gpu.recipe import Scale
+from loops import compiled
 from machine import describe
 
 PACKAGES = ("das-gpu", "numpy", "scipy", "pillow")
@@ -310,7 +310,7 @@ def main() -> None:
     parser.add_argument("--no-start-up", action="store_true", help="leave compiling untimed")
     chosen = parser.parse_args()
     repeats = 1 if chosen.tiny else chosen.repeats
-    with_numba = find_spec("numba") is not None
+    with_numba = compiled()
     packages = (*PACKAGES, "numba", "llvmlite") if with_numba else PACKAGES
     tile = made_tile(chosen.tiny)
     cores = os.sched_getaffinity(0)

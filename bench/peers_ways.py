@@ -132,7 +132,10 @@ def das_gpu(
     from das_gpu.recipe import Recipe
     from das_gpu.spans import archive_window, held, ring_layout, row_spans
     from das_gpu.timeline import Cuts
+    from loops import insist
 
+    if compiled:
+        insist()
     shape = (asked.channels, asked.samples)
     recording = Acquisition(
         shape=shape,

@@ -47,6 +47,7 @@ from das_gpu.simulate import Scene, simulate
 from das_gpu.sink import LocalSink
 from das_gpu.stream import SegmentStream
 from das_gpu.timeline import Timeline
+from loops import insist
 from machine import describe
 from starting import BEGINNINGS, helped, started
 
@@ -359,6 +360,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.repeats < 1:
         parser.error(f"--repeats {options.repeats}: at least 1 run is needed")
+    insist()
     scene, repeats = Scene(channels=12_000, seconds=240.0), options.repeats
     if options.tiny:
         scene, repeats = Scene(channels=600, seconds=30.0, chunk_shape=(300, 3000)), 1

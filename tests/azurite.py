@@ -30,6 +30,8 @@ import pytest
 from azure.core.exceptions import ResourceExistsError
 from azure.storage.blob import BlobServiceClient
 
+from tests.absent import absent
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 ACCOUNT = "devstoreaccount1"
 # The key of every Azure emulator, printed in Microsoft's documentation; it opens nothing else.
@@ -112,10 +114,7 @@ def find_azurite() -> str | None:
 def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
     program = find_azurite()
     if program is None:
-        reason = "azurite-blob is not installed: run npm install"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        absent("azurite-blob is not installed: run npm install")
     folder = tmp_path_factory.mktemp("azurite")
     log = folder / "azurite.log"
     with log.open("w") as output:

@@ -7,6 +7,8 @@ azurite
 cache_folder
     Where das-gpu keeps what it makes once (the ``demo:`` recording) while the tests run.
     Always in force, so no test writes to the user's own cache.
+torch
+    PyTorch, imported by the first test that asks for it, since that takes seconds.
 shared_recordings
     Real recordings beside the repository; a test that asks for them is skipped without.
 """
@@ -16,9 +18,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.absent import absent
 
 pytest_plugins = ["tests.azurite"]
 
@@ -48,6 +53,15 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def torch() -> ModuleType:
+    try:
+        import torch
+    except ImportError:
+        absent("PyTorch is not installed: pip install 'das-gpu[torch]'")
+    return torch
 
 
 @pytest.fixture(scope="session")

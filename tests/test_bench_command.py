@@ -17,11 +17,11 @@ from das_gpu.agreement import SAME, SINGLE, judged
 from das_gpu.archive import open_archive
 from das_gpu.backends import cuda, fast, plain
 from das_gpu.backends.cpu import CpuBackend, CpuWorkspace
-from das_gpu.cli.bench import bench
+from das_gpu.cli.bench import bench, result_lines
 from das_gpu.cli.options import OutputOptions, RecipeOptions
 from das_gpu.errors import DestinationError, UsageError
 from das_gpu.recipe import Recipe
-from das_gpu.stages import Ours, Reference, Stretch
+from das_gpu.stages import Ours, Reference, Stopwatch, Stretch, uncompiled
 from tests import reference as restated
 from tests.archives import random_walk, write_archive
 from tests.gpu.harness import double
@@ -161,6 +161,43 @@ def test_compiled_loops_take_part_where_numba_is_and_agree(archive, monkeypatch,
     assert pairs[0] == ["cpu-compiled", "cpu"]
     assert pairs[-1] == ["cpu-compiled" if own else "cpu-notebook", "reference"]
     assert found["agrees"]
+
+
+@pytest.mark.slow
+def test_loops_count_as_compiled_by_what_each_runs_backend_will_ask(archive, monkeypatch):
+    """The backend asks nothing that was not asked before, so no contestant falls back."""
+    asked = []
+    ask = fast.first_missing
+
+    def noted(*args, **more):
+        asked.append((args, more))
+        return ask(*args, **more)
+
+    monkeypatch.setattr(fast, "installed", lambda: True)
+    monkeypatch.setattr(fast, "first_missing", noted)
+    deep = recipe(image__format="png16")
+    opened = open_archive(archive)
+    for chosen in (recipe(), deep, Recipe(preset="notebook").with_settings(NOTEBOOK)):
+        stretch = Stretch.of(opened, chosen, MINUTES)
+        assert uncompiled(stretch) is None
+        (foreseen,) = asked
+        backend = CpuBackend(1, compiled=True)
+        with Ours("cpu-compiled", "", stretch, backend, 1).held() as row:
+            row(Stopwatch())
+        assert asked == [foreseen, foreseen]
+        asked.clear()
+
+
+def test_loops_that_numba_cannot_compile_are_not_timed_as_compiled(archive, monkeypatch, caplog):
+    said = "numba cannot compile or keep what it compiled (OSError: no room). Get it."
+    monkeypatch.setattr(fast, "installed", lambda: True)
+    monkeypatch.setattr(fast, "first_missing", lambda *_, **__: said)
+    found = measure(archive)
+    assert list(found["contestants"]) == ["cpu", "cpu-notebook", "reference"]
+    assert found["left_out"] == {"cpu-compiled": said}
+    assert "compiled" not in json.dumps(found["contestants"])
+    assert f"cpu-compiled: left out. {said}" in result_lines(found)
+    assert "NumPy does what compiled loops would do" not in caplog.text
 
 
 def test_without_numba_the_result_says_what_would_bring_it(result):

@@ -75,7 +75,7 @@ def test_gpu_extras_conflict_so_none_combines_them() -> None:
     assert both == []
 
 
-@pytest.mark.parametrize("requirement", PROJECT["dependencies"] + EXTRAS["test"])
+@pytest.mark.parametrize("requirement", PROJECT["dependencies"] + EXTRAS["test"] + EXTRAS["torch"])
 def test_constraints_pin_a_version_that_the_project_accepts(requirement: str) -> None:
     wanted = Requirement(requirement)
     version = pins()[canonicalize_name(wanted.name)]

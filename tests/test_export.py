@@ -161,6 +161,22 @@ class TestLists:
             assert image["date_captured"] == record["start_time"]
             assert image["distance_stop_m"] == record["distance_stop_m"]
 
+    def test_the_coco_package_loads_the_list_and_finds_the_images(self, run, tmp_path):
+        from pycocotools.coco import COCO
+
+        export(run, tmp_path / "lists", ["coco"], labels=["fin whale", "ship"])
+        coco = COCO(tmp_path / "lists/coco.json")
+        expected = lines(run / "metadata.jsonl")
+        loaded = coco.loadImgs(sorted(coco.getImgIds()))
+        assert [image["file_name"] for image in loaded] == [each["file_name"] for each in expected]
+        for image in loaded:
+            with Image.open(run / image["file_name"]) as picture:
+                assert picture.size == (image["width"], image["height"])
+        (whale,) = coco.loadCats(coco.getCatIds(catNms=["fin whale"]))
+        drawn = {"image_id": loaded[0]["id"], "category_id": whale["id"], "bbox": [10, 20, 30, 40]}
+        found = coco.loadRes([drawn | {"score": 0.9}])
+        assert found.getAnnIds(imgIds=[loaded[0]["id"]], catIds=[whale["id"]]) == [1]
+
     def test_an_image_keeps_its_number_when_tiles_before_it_come_to_make_one(
         self, recording, tmp_path
     ):

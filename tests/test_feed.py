@@ -207,8 +207,7 @@ def test_dlpack_gives_the_array_itself(store, envelopes_wanted):
     assert tile.__dlpack_device__() == (1, 0)
 
 
-def test_torch_takes_tiles_without_a_copy(store):
-    torch = pytest.importorskip("torch")
+def test_torch_takes_tiles_without_a_copy(store, torch):
     tile = next(stream(store, RECIPE))
     tensor = torch.from_dlpack(tile)
     assert tensor.data_ptr() == tile.pixels.ctypes.data

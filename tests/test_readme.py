@@ -5,13 +5,24 @@ its work there by this source: ``das-gpu`` is its command line, Python blocks sh
 The folder has what a page takes to be there: ``SOURCE``, an archive with the published one's
 times and channels of which a few live; ``day1/*.h5``, recordings of an interrogator; and where a
 page speaks to Azure, the same things in an emulator, whose address replaces the account's. No
-other word is changed. What asks for a cluster or a GPU is planned, not run (``--dry-run``), and
-what other machines do (pip, make, kubectl) is checked by `tests.pages.check`.
+other word is changed. Not run as it stands is:
+
+- what asks for a cluster or a GPU: it is planned (``--dry-run``);
+- ``bench``: of a few channels and half a minute, once;
+- ``make`` and ``source .venv/...``: run in a clone that has all installed, so that what is left out
+  is the installing, which ``make test`` itself does; of ``make test`` a single test is run there;
+- ``pip install 'das-gpu[...]'``: run, with a wheel of this source and without what that needs;
+  ``pip install torch``: only that pages may say so;
+- ``python docs/slurm.py``: its ``extract`` is planned; `tests.test_docs_clusters` lets it run with
+  a stand-in for SLURM. ``python docs/training.py`` is run by `tests.test_training`;
+- ``kubectl``: only its verb is checked, since there is no cluster. What it is given is written by
+  ``docs/kubernetes.py``, which is run; `tests.test_docs_clusters` looks at each part of that.
 """
 
 from __future__ import annotations
 
 import doctest
+import json
 import re
 import shlex
 from dataclasses import dataclass, field, fields
@@ -30,8 +41,9 @@ from das_gpu.model import TileRecord
 from tests import pages
 from tests.archives import random_walk, write_archive
 from tests.azurite import Azurite
+from tests.clone import Clone
 from tests.hdf5 import write_series
-from tests.pages import DOCS, REPOSITORY, Block, Words, blocks, check, commands
+from tests.pages import DOCS, OTHERS_PACKAGES, REPOSITORY, Block, Words, blocks, check, commands
 
 README = REPOSITORY / "README.md"
 OWN_TESTS = {"clusters.md": "test_docs_clusters.py", "tutorial.md": "test_tutorial.py"}
@@ -72,12 +84,18 @@ def storage(azurite: Azurite, things: Path) -> str:
     return azurite.endpoint
 
 
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    return Clone(tmp_path_factory.mktemp("clone") / "das-gpu")
+
+
 @dataclass
 class Reader:
     """Somebody who does in a folder what a page says, block by block."""
 
     storage: str
     folder: Path
+    clone: Clone
     variables: dict[str, str] = field(default_factory=dict)
     names: dict[str, Any] = field(default_factory=lambda: {"__name__": "page"})
 
@@ -113,11 +131,29 @@ class Reader:
                     given = [*given, "--dry-run"]
                 expected = {0, 1} if given == ["doctor"] else {0}  # 1: there is no GPU
                 assert main(self.spelt_out(given)) in expected, shlex.join(command)
-            case ["python", script, *given] if (
-                "def arguments(" in (REPOSITORY / script).read_text()
-            ):
+            case ["python", "docs/slurm.py" as script, *given]:
                 asked = pages.module(script).arguments(given)
                 assert main(["extract", *asked.extract, "--dry-run"]) == 0
+            case ["python", "docs/kubernetes.py" as script, *given]:
+                written = self.clone.shell(shlex.join(["python", str(REPOSITORY / script), *given]))
+                assert json.loads(written)["kind"] == "DaskJob"
+            case ["make", target]:
+                self.clone.make(target)
+                if target == "demo":
+                    assert len(list((self.clone.folder / "demo/images").rglob("*.png"))) == 40
+                    assert (self.clone.folder / "demo/report.html").exists()
+            case ["pip", "install", *wanted] if not OTHERS_PACKAGES & set(wanted):
+                self.clone.installs(wanted)
+            case ["source", ".venv/bin/activate"]:
+                found = self.clone.shell("command -v das-gpu").strip()
+                assert found == str(self.clone.folder / ".venv/bin/das-gpu")
+            case ["source", "<(", *making, ")"]:
+                shown = self.clone.shell(f"source <({shlex.join(making)}) && complete -p das-gpu")
+                assert shown.endswith(" das-gpu\n")
+            case ["pip" | "kubectl", *_] | ["python", "docs/training.py", *_]:
+                pass
+            case _:
+                raise AssertionError(f"{shlex.join(command)}: nobody here runs this command")
 
     def spelt_out(self, words: Words) -> Words:
         """Words with the files that a pattern stands for."""
@@ -148,12 +184,17 @@ def test_a_command_of_a_page_is_understood(command: Words) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_works_from_top_to_bottom(
-    page: Path, storage: str, things: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path,
+    storage: str,
+    things: Path,
+    clone: Clone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for thing in things.iterdir():
         (tmp_path / thing.name).symlink_to(thing)
-    reader = Reader(storage, tmp_path)
+    reader = Reader(storage, tmp_path, clone)
     for block in blocks(page):
         reader.does(block)
     failed, _ = doctest.testfile(str(page), module_relative=False, globs={"folder": tmp_path})
@@ -188,9 +229,11 @@ def test_a_command_that_cannot_work_is_found(line: str) -> None:
     ("language", "text"),
     [("fish", "das-gpu info demo:\n"), ("text", "das-gpu info demo:\n"), ("toml", "[filtre]\n")],
 )
-def test_a_block_that_nobody_runs_is_found(language: str, text: str, tmp_path: Path) -> None:
+def test_a_block_that_nobody_runs_is_found(
+    language: str, text: str, clone: Clone, tmp_path: Path
+) -> None:
     with pytest.raises(Exception, match=r"run by nobody|block of bash|not a setting"):
-        Reader("", tmp_path).does(Block("page.md", 1, language, text))
+        Reader("", tmp_path, clone).does(Block("page.md", 1, language, text))
 
 
 def test_words_of_a_command_are_those_a_shell_would_see() -> None:

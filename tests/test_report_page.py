@@ -28,6 +28,7 @@ from das_gpu.report.evidence import gather
 from das_gpu.report.page import page_text
 from das_gpu.report.sheets import make_sheets
 from das_gpu.sink import open_sink
+from tests.absent import absent
 from tests.archives import random_walk, write_archive
 from tests.test_report import HOSTILE, change, hostile_run, lines, lose, set_run
 
@@ -39,21 +40,15 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 LEVELS = [20 * tile for tile in range(12)]
 
 
-def _absent(reason):
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="module")
 def browser():
     program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
-        _absent("Chromium is not installed: apt-get install chromium")
+        absent("Chromium is not installed: apt-get install chromium")
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        _absent("Playwright is not installed: pip install playwright")
+        absent("Playwright is not installed: pip install playwright")
     with sync_playwright() as playwright:
         # As root, and in a container with little shared memory, it starts only like this.
         options = ["--no-sandbox", "--disable-dev-shm-usage"]

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import das_gpu
 from das_gpu import Recipe
 from tests.archives import random_walk, write_archive
+from tests.pages import DOCS, REPOSITORY, blocks, commands
 
-torch = pytest.importorskip("torch")
-
-SCRIPT = Path(__file__).resolve().parents[1] / "docs" / "training.py"
+SCRIPT = DOCS / "training.py"
 RECIPE = Recipe().with_settings({
     "selection.channel_step": 1, "tile.seconds": 2, "tile.bands": 2, "image.height": 24,
     "image.width": 16,
@@ -24,7 +23,7 @@ ROWS = 5
 
 
 @pytest.fixture(scope="module")
-def training():
+def training(torch):
     """The example as a module that spawned workers can import too."""
     spec = importlib.util.spec_from_file_location("training", SCRIPT)
     module = importlib.util.module_from_spec(spec)
@@ -55,7 +54,7 @@ def dataset(training, store):
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_every_tile_comes_once(training, store, whole, workers):
+def test_every_tile_comes_once(torch, training, store, whole, workers):
     found = []
     for images, records in training.loader(dataset(training, store), 4, workers):
         assert images.shape == (len(records), 1, 24, 16)
@@ -66,7 +65,7 @@ def test_every_tile_comes_once(training, store, whole, workers):
     assert len(whole) == 2 * ROWS
 
 
-def test_workers_and_ranks_get_parts_of_their_own(training, monkeypatch):
+def test_workers_and_ranks_get_parts_of_their_own(torch, training, monkeypatch):
     parts = set()
     for rank in range(3):
         monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
@@ -79,30 +78,47 @@ def test_workers_and_ranks_get_parts_of_their_own(training, monkeypatch):
     assert parts == {(number, 6) for number in range(6)}
 
 
-def test_a_real_rank_makes_its_share(training, store, whole, tmp_path):
-    """Two ranks of a process group, one after the other: together they have every tile."""
-    found = []
-    for rank in range(2):
-        with pytest.MonkeyPatch.context() as patch:
-            torch.distributed.init_process_group(
-                "gloo", init_method=f"file://{tmp_path}/{rank}", rank=0, world_size=1
-            )
-            try:
-                patch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
-                patch.setattr(torch.distributed, "get_world_size", lambda: 2)
-                share = [place(record) for _, record in dataset(training, store)]
-            finally:
-                torch.distributed.destroy_process_group()
-        assert 0 < len(share) < len(whole)
-        found += share
-    assert sorted(found) == whole
+@pytest.mark.slow
+def test_ranks_of_a_process_group_share_the_tiles(torch, store, whole, tmp_path):
+    """Two processes that meet, as a launcher starts them: each has a share, together every tile."""
+    (tmp_path / "recipe.toml").write_text(RECIPE.to_toml())
+    ranks = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "tests.rank", str(rank), "2", tmp_path / "meeting"),
+                *(store, tmp_path / "recipe.toml"),
+            ],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        answers = [rank.communicate(timeout=120) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], answers
+    shares, seen_by_the_other = (json.loads(said) for said, _ in answers)
+    assert shares == seen_by_the_other
+    assert all(0 < len(share) < len(whole) for share in shares)
+    assert sorted(tuple(each) for share in shares for each in share) == whole
 
 
 @pytest.mark.slow
-def test_the_script_trains():
-    """As it stands in the documentation."""
+def test_the_script_trains_as_the_readme_says(torch, tmp_path):
+    shell = [block.text for block in blocks(REPOSITORY / "README.md") if block.language == "bash"]
+    (command,) = (
+        words
+        for text in shell
+        if "docs/training.py" in text
+        for words in commands(text, {})
+        if words[0] == "python"
+    )
     answer = subprocess.run(
-        [sys.executable, SCRIPT, "demo:"], capture_output=True, text=True, timeout=200
+        [sys.executable, *command[1:]], cwd=REPOSITORY, capture_output=True, text=True, timeout=200
     )
     assert answer.returncode == 0, answer.stderr
     *_, last = answer.stdout.splitlines()

@@ -21,12 +21,12 @@ from typing import Any
 from das_gpu import backends, host
 from das_gpu.agreement import DOUBLE, SAME, SINGLE, Bar, judged
 from das_gpu.archive import Archive, open_archive
-from das_gpu.backends import cuda, fast
+from das_gpu.backends import cuda
 from das_gpu.backends.cpu import CpuBackend
 from das_gpu.errors import RecipeError, UsageError
 from das_gpu.recipe import Recipe
 from das_gpu.run import resolve_source
-from das_gpu.stages import STAGES, Contestant, Lap, Ours, Reference, Stopwatch, Stretch
+from das_gpu.stages import STAGES, Contestant, Lap, Ours, Reference, Stopwatch, Stretch, uncompiled
 from das_gpu.store import Access
 
 FORMAT = 1
@@ -34,6 +34,7 @@ FORMAT = 1
 READ, WHOLE = "read", "end to end"
 MINUTES = 1.0
 REPEATS = 5
+_COMPILED = "loops compiled by numba"
 
 
 def measure(
@@ -133,14 +134,15 @@ def _contestants(
     """Who takes part, and who does not and why."""
     recipe, left_out = stretch.plan.recipe, {}
     about = f"{recipe.preset} recipe in {recipe.compute.dtype}"
-    cpu = CpuBackend(threads)
-    field: list[Contestant] = [Ours("cpu", f"das-gpu, {about}", stretch, cpu, threads)]
-    if fast.installed():
-        cpu = CpuBackend(threads, compiled=True)
-        text = f"das-gpu, {about}, loops compiled by numba"
-        field.append(Ours("cpu-compiled", text, stretch, cpu, threads))
+    numpy = CpuBackend(threads)
+    field: list[Contestant] = [Ours("cpu", f"das-gpu, {about}", stretch, numpy, threads)]
+    loops_missing = uncompiled(stretch)
+    if loops_missing is None:
+        compiled = CpuBackend(threads, compiled=True)
+        text = f"das-gpu, {about}, {_COMPILED}"
+        field.append(Ours("cpu-compiled", text, stretch, compiled, threads))
     else:
-        left_out["cpu-compiled"] = f"numba is not installed. {fast.REMEDY}"
+        left_out["cpu-compiled"] = loops_missing
     missing = None if backend == "cpu" else cuda.first_missing()
     if backend == "gpu" or (backend == "auto" and missing is None):
         selected = backends.select("gpu", threads)
@@ -154,8 +156,8 @@ def _contestants(
         left_out["reference"] = f"the notebook's steps cannot do this: {error}"
         return field, left_out
     if recipe.preset != "notebook" or recipe.compute.dtype != "float64":
-        text = "das-gpu, notebook recipe in float64"
-        text += ", loops compiled by numba" if cpu.compiled else ""
+        cpu = CpuBackend(threads, compiled=uncompiled(notebook) is None)
+        text = "das-gpu, notebook recipe in float64" + (f", {_COMPILED}" if cpu.compiled else "")
         field.append(Ours("cpu-notebook", text, notebook, cpu, threads))
     return [*field, Reference(notebook, threads)], left_out
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from das_gpu import reference
 from das_gpu.archive import Archive
-from das_gpu.backends import Backend, Chain, Workspace
+from das_gpu.backends import Backend, Chain, Workspace, fast
 from das_gpu.backends.cpu import CpuBackend
 from das_gpu.errors import UsageError
 from das_gpu.model import RowWindow
@@ -223,6 +223,23 @@ class Ours:
             fast=self.backend.compiled if isinstance(self.backend, CpuBackend) else None,
             access=archive.access,
         )
+
+
+def uncompiled(stretch: Stretch) -> str | None:
+    """What keeps the CPU's loops over a stretch from being compiled; None when they are.
+
+    Asked as the CPU backend asks before its first row, where it falls back to NumPy with no more
+    than a warning. Compiles them the first time on a machine, which takes some ten seconds.
+    """
+    if not fast.installed():
+        return f"numba is not installed. {fast.REMEDY}"
+    chain = design(stretch.plan)
+    held = ring_layout(stretch.plan, stretch.plan.segment(0)).dtype
+    highest, sections = 255, chain.sections is not None
+    if chain.picture is not None:
+        highest = chain.picture.highest
+        sections = sections or chain.picture.resize == "pillow"
+    return fast.first_missing(chain.dtype, np.dtype(held), highest, sections=sections)
 
 
 @dataclass(frozen=True)
