@@ -21,6 +21,10 @@ DOCUMENTED := $(VENV)/.documented
 AZURITE := node_modules/.installed
 CHECKED := src tests bench docs
 
+# Where the environment forbids it, as that of many containers does, every process that a test
+# starts would compile the package anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help demo browser test test-fast test-gpu lint format docs bench bench-table bench-growth bench-reading bench-profile bench-scale bench-peers roofline mutants kills constraints clean
 .DEFAULT_GOAL := help
 

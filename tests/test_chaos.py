@@ -1,4 +1,4 @@
-"""A minute in which everything goes wrong, then quiet: all is delivered, bit by bit the same."""
+"""A time in which everything goes wrong, then quiet: all is delivered, bit by bit the same."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from tests.killing.commands import Command, running
 from tests.killing.remains import delivered, strays
 from tests.proxy import Answer, FaultProxy, Hang, Latency, Reset, Truncate
 
-CHAOS_S = float(os.environ.get("DAS_GPU_TEST_CHAOS_S", "60"))
+CHAOS_S = float(os.environ.get("DAS_GPU_TEST_CHAOS_S", "15"))
+"""At least; it goes on until every blow of `BLOWS` has been struck."""
+LONGEST_CHAOS_S = CHAOS_S + 120
 QUIET_RUNS = 4
 FLAGS = ["--channels", "::1", "--tile-seconds", "3", "--bands", "2", "--median", "channel"]
 FLAGS += ["--segment-minutes", "0.05", "--patience", "15"]
@@ -93,6 +95,10 @@ class Agitator:
             return
         self.struck[blow] += 1
 
+    @property
+    def done(self) -> bool:
+        return Counter(BLOWS) <= self.struck
+
     def _kill_a_worker(self, command: Command) -> bool:
         workers = command.workers()
         if not workers:
@@ -105,7 +111,7 @@ class Agitator:
 
 
 @pytest.mark.slow
-def test_after_a_minute_of_kills_and_storms_everything_is_delivered_bit_by_bit(
+def test_after_kills_and_storms_of_every_kind_everything_is_delivered_bit_by_bit(
     network: FaultProxy, undisturbed: Path, tmp_path: Path
 ) -> None:
     """Runs into fresh folders, one after another, each until it has come through."""
@@ -121,16 +127,21 @@ def test_after_a_minute_of_kills_and_storms_everything_is_delivered_bit_by_bit(
         return True
 
     network.inject(Latency(0.02))
-    until_s = time.monotonic() + CHAOS_S
-    while time.monotonic() < until_s:
+    began_s = time.monotonic()
+
+    def goes_on() -> bool:
+        past_s = time.monotonic() - began_s
+        return past_s < CHAOS_S or (past_s < LONGEST_CHAOS_S and not agitator.done)
+
+    while goes_on():
         out = tmp_path / str(finished)
         with running(run(out), tmp_path) as command:
-            while command.process.poll() is None and time.monotonic() < until_s:
+            while command.process.poll() is None and goes_on():
                 time.sleep(agitator.luck.uniform(0.5, 2.5))
                 # A cluster of which a worker is killed while it is being made does not come up.
                 if AT_WORK in command.said:
                     agitator.strike(command)
-            if time.monotonic() >= until_s:
+            if not goes_on():
                 network.clear()
             code = command.end()
             ends[code] += 1
@@ -147,7 +158,5 @@ def test_after_a_minute_of_kills_and_storms_everything_is_delivered_bit_by_bit(
             break
     assert code == 0, "in quiet a few runs of the same command deliver everything"
     assert whole(out)
-    struck = agitator.struck
-    assert struck["worker"] >= CHAOS_S // 15, struck
-    assert min(struck[blow] for blow in ("driver", *STORMS)) >= CHAOS_S // 60, struck
+    assert agitator.done, agitator.struck
     assert made_in_chaos >= 1, "the blows came so thick that nothing was tried"

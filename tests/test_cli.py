@@ -91,6 +91,7 @@ def measured(*arguments: object) -> tuple[subprocess.CompletedProcess[str], int]
 # --- each command as a whole process ----------------------------------------------------
 
 
+@pytest.mark.slow
 def test_extract_makes_images_and_says_where_they_are(archive: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     answer = process("extract", archive, out, *SMALL)
@@ -242,6 +243,7 @@ def test_rerun_of_a_finished_run_does_nothing(run: Runner, archive: Path, tmp_pa
     assert files(tmp_path / "out") == before
 
 
+@pytest.mark.slow
 def test_changed_recipe_is_refused_until_overwrite_is_given(
     run: Runner, archive: Path, tmp_path: Path
 ) -> None:

@@ -324,6 +324,7 @@ def restored_signals() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.slow
 def test_das_gpu_is_stopped_once_and_its_exit_code_is_kept(
     slurm: ModuleType, tmp_path: Path, restored_signals: None, number: signal.Signals
 ) -> None:

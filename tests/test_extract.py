@@ -519,13 +519,27 @@ def long_store(tmp_path_factory) -> Path:
     return write_archive(tmp_path_factory.mktemp("long") / "a.zarr", samples, 200.0, (400, 3000))
 
 
+@pytest.fixture(scope="module")
+def interruptible(long_store) -> list[str]:
+    """A command of 20 segments, without its output."""
+    arguments = ["--segment-minutes", "0.25", "--workers", "1", "--tile-seconds", "3"]
+    arguments += ["--bands", "2"]
+    return [sys.executable, "-m", "das_gpu", "extract", *arguments, str(long_store)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(interruptible, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted") / "out"
+    subprocess.run([*interruptible, str(out)], check=True, capture_output=True)
+    return out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
-def test_the_same_command_finishes_an_interrupted_run(long_store, tmp_path, sent):
-    arguments = ["--segment-minutes", "0.25", "--workers", "1", "--tile-seconds", "3"]
-    command = [sys.executable, "-m", "das_gpu", "extract", str(long_store)]
+def test_the_same_command_finishes_an_interrupted_run(interruptible, uninterrupted, tmp_path, sent):
     out = tmp_path / "out"
-    running = subprocess.Popen([*command, str(out), *arguments], stderr=subprocess.PIPE, text=True)
+    command = [*interruptible, str(out)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list((out / "segments").glob("0*.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -536,10 +550,9 @@ def test_the_same_command_finishes_an_interrupted_run(long_store, tmp_path, sent
     if sent == signal.SIGINT:
         assert running.returncode == 130
         assert "same command continues" in said
-    again = subprocess.run([*command, str(out), *arguments], capture_output=True, text=True)
+    again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0
-    subprocess.run([*command, str(tmp_path / "whole"), *arguments], check=True, capture_output=True)
-    assert files(out) == files(tmp_path / "whole")
+    assert files(out) == files(uninterrupted)
 
 
 # --- other encodings --------------------------------------------------------------------------

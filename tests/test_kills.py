@@ -110,7 +110,7 @@ def test_a_kill_at_any_change_is_mended_by_the_same_command(
     store: Path, undisturbed: Recorded, forks: Forks, tmp_path: Path
 ) -> None:
     """Before and after every kind of write, fsync, rename, removal and new folder, and inside
-    every kind of write; one of each, two of images and segments, unless it is to be `EVERY`."""
+    every kind of write; one of each, unless it is to be `EVERY`."""
     died_at = kinds(undisturbed.points)
     sorts = " ".join(died_at)
     for name in ("images/", "segments/", r"run\.json", r"metadata\.jsonl", r"undelivered\.jsonl"):
@@ -138,8 +138,7 @@ def test_a_kill_at_any_change_is_mended_by_the_same_command(
     luck = np.random.default_rng(1)
     deaths = []
     for like, many in died_at.items():
-        most = 2 if re.search("images/|segments/", like) else 1
-        chosen = luck.choice(many, many if EVERY else min(many, most), replace=False)
+        chosen = luck.choice(many, many if EVERY else 1, replace=False)
         deaths += [(like, int(number) + 1) for number in chosen]
     with ThreadPoolExecutor(2) as pool:
         happened = dict(zip(deaths, pool.map(lambda d: die_and_go_on(*d), deaths), strict=True))

@@ -165,6 +165,7 @@ def words(preview: Preview) -> str:
     return " ".join(" ".join(texts).split())
 
 
+@pytest.mark.slow
 def test_the_picture_names_source_time_recipe_units_and_limits(archive: Path) -> None:
     one = seen(archive, made(**FAR), band=1)
     text = words(one)

@@ -181,6 +181,7 @@ def environment(root: Path) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join((str(root / "src"), str(root))),
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "DAS_GPU_KERNEL_CACHE": os.environ.get("DAS_GPU_KERNEL_CACHE") or str(kept),
     }
     made.pop("DAS_GPU_KERNEL_SOURCES", None)
@@ -213,7 +214,9 @@ def run_tests(root: Path, tests: Sequence[str]) -> tuple[str, str]:
     RuntimeError
         The tests could not be run, so that nothing is known.
     """
+    # Only the name of what fails is asked for, so that what makes failures readable is left out.
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "-p", "no:cacheprovider"]
+    command += ["--assert", "plain", "-p", "pytest_timeout"]
     process = subprocess.Popen(
         [*command, *tests], cwd=root, env=environment(root), start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -620,7 +620,13 @@ def test_nothing_is_undefined(dtype: str, picture: Picture) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "picture"), CHECKED)
 def test_threads_do_not_race(dtype: str, picture: Picture) -> None:
-    run(tall(dtype, picture), tsan_check)
+    """What does not draw is launched alike whatever Pillow has to do with it: checked once."""
+
+    def once(launch: Launch) -> None:
+        draws = launch.source == "grey_resize.cu"
+        (tsan_check if draws or picture.resize == "float" else execute)(launch)
+
+    run(tall(dtype, picture), once)
 
 
 @pytest.mark.parametrize(

@@ -149,17 +149,26 @@ def _serve() -> None:
 
 def _import_everything() -> None:
     """Everything that a run on files and processors imports."""
+    import jinja2  # noqa: F401
     import numcodecs  # noqa: F401
     import obstore  # noqa: F401
+    import PIL.Image
     import scipy.signal  # noqa: F401
     import threadpoolctl  # noqa: F401
+    import tomlkit  # noqa: F401
     import xarray  # noqa: F401
     import zarr  # noqa: F401
 
     import das_gpu.backends.cpu
-    import das_gpu.cli
+    import das_gpu.backends.cuda
+    import das_gpu.report.page
     import das_gpu.run
     import das_gpu.transports.files  # noqa: F401
+    from das_gpu.cli import application
+
+    PIL.Image.init()
+    # What the types of the options mean is found out once.
+    application().parse_args(["extract", "source", "out"], exit_on_error=False, print_error=False)
 
 
 def _run(request: Request) -> None:
