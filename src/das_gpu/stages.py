@@ -231,15 +231,8 @@ def uncompiled(stretch: Stretch) -> str | None:
     Asked as the CPU backend asks before its first row, where it falls back to NumPy with no more
     than a warning. Compiles them the first time on a machine, which takes some ten seconds.
     """
-    if not fast.installed():
-        return f"numba is not installed. {fast.REMEDY}"
-    chain = design(stretch.plan)
     held = ring_layout(stretch.plan, stretch.plan.segment(0)).dtype
-    highest, sections = 255, chain.sections is not None
-    if chain.picture is not None:
-        highest = chain.picture.highest
-        sections = sections or chain.picture.resize == "pillow"
-    return fast.first_missing(chain.dtype, np.dtype(held), highest, sections=sections)
+    return fast.missing_for(design(stretch.plan), np.dtype(held))
 
 
 @dataclass(frozen=True)

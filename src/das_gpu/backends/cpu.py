@@ -174,11 +174,7 @@ class CpuBackend:
     def _tools(self, chain: Chain, held: np.dtype[Any]) -> _Tools:
         steps: Steps = plain
         if self.compiled:
-            highest = 255 if chain.picture is None else chain.picture.highest
-            sections = chain.sections is not None
-            if chain.picture is not None:
-                sections = sections or chain.picture.resize == "pillow"
-            missing = fast.first_missing(chain.dtype, held, highest, sections=sections)
+            missing = fast.missing_for(chain, held)
             if missing is None:
                 steps = fast
             else:

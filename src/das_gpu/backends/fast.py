@@ -40,6 +40,15 @@ def installed() -> bool:
     return find_spec("numba") is not None
 
 
+def missing_for(chain: Chain, held: np.dtype[Any]) -> str | None:
+    """What keeps a chain's steps from being compiled; see `first_missing`."""
+    picture, sections = chain.picture, chain.sections is not None
+    if picture is None:
+        return first_missing(chain.dtype, held, sections=sections)
+    sections = sections or picture.resize == "pillow"
+    return first_missing(chain.dtype, held, picture.highest, sections=sections)
+
+
 @lru_cache(maxsize=32)
 def first_missing(
     dtype: np.dtype[Any], held: np.dtype[Any], highest: int = 255, *, sections: bool = False
