@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -192,17 +193,12 @@ class CpuWorkspace:
         self, backend: CpuBackend, layout: RingLayout, chain: Chain, tools: Future[_Tools]
     ) -> None:
         self.ring = HostRing(layout)
-        tools.add_done_callback(self._equip)
+        tools.add_done_callback(partial(_equip, self.ring))
         self._chain = chain
         self._tools = tools
         self._each = backend.each
         self._batch_channels = backend.batch_channels
         self._buffers = Buffers()
-
-    def _equip(self, tools: Future[_Tools]) -> None:
-        """Chunks that came before are decoded otherwise, to the same samples."""
-        if not (tools.cancelled() or tools.exception()):
-            self.ring.pick = tools.result().pick
 
     def analytic(self, row: RowWindow) -> Signal:
         """Gather, detrend or take the median off, band-pass, make analytic, cut to the core."""
@@ -337,6 +333,13 @@ class CpuWorkspace:
     def collect(self, drawn: Outcome) -> Outcome:
         """The outcome itself: it is on the host already."""
         return drawn
+
+
+def _equip(ring: HostRing, tools: Future[_Tools]) -> None:
+    """Give a ring its loop; chunks that came before are decoded otherwise, to the same samples."""
+    # Not a method of the workspace, which holds the tools: in a cycle its memory would stay.
+    if not (tools.cancelled() or tools.exception()):
+        ring.pick = tools.result().pick
 
 
 def median_channels(
