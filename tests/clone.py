@@ -25,6 +25,13 @@ import sys
 from das_gpu.__main__ import command
 sys.exit(command())
 """
+KUBECTL = """#!{python}
+import json
+import sys
+assert sys.argv[1:] == ["apply", "-f", "-"], sys.argv
+print(json.load(sys.stdin)["kind"], "taken")
+"""
+"""In the place of a cluster's: takes one object and says of what kind it is."""
 FEW = ["tests/test_readme.py", "-k", "words_of_a_command", "-n", "0", "-p", "no:cacheprovider"]
 """Of all tests, where it is asked whether they begin."""
 PATIENCE_S = 250
@@ -48,9 +55,10 @@ class Clone:
         shared = [str(REPOSITORY / "src"), *map(sysconfig.get_path, ("purelib", "platlib"))]
         (packages / "shared.pth").write_text("\n".join(dict.fromkeys(shared)))
         python = environment / "bin" / "python"
-        script = python.with_name("das-gpu")
-        script.write_text(SCRIPT.format(python=python))
-        script.chmod(0o755)
+        for name, text in (("das-gpu", SCRIPT), ("kubectl", KUBECTL)):
+            script = python.with_name(name)
+            script.write_text(text.format(python=python))
+            script.chmod(0o755)
         for name in STAMPS:
             (self.folder / name).touch()
         return python

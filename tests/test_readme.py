@@ -12,20 +12,20 @@ other word is changed. Not run as it stands is:
 - ``make`` and ``source .venv/...``: run in a clone that has all installed, so that what is left out
   is the installing, which ``make test`` itself does; of ``make test`` a single test is run there;
 - ``pip install 'das-gpu[...]'``: run, with a wheel of this source and without what that needs;
-  ``pip install torch``: only that pages may say so;
+  ``pip install torch``: where it is installed, so that nothing is fetched;
 - ``python docs/slurm.py``: its ``extract`` is planned; `tests.test_docs_clusters` lets it run with
   a stand-in for SLURM. ``python docs/training.py`` is run by `tests.test_training`;
-- ``kubectl``: only its verb is checked, since there is no cluster. What it is given is written by
-  ``docs/kubernetes.py``, which is run; `tests.test_docs_clusters` looks at each part of that.
+- ``kubectl``: run with a stand-in, since there is no cluster. What it is given is written by
+  ``docs/kubernetes.py``; `tests.test_docs_clusters` looks at each part of that.
 """
 
 from __future__ import annotations
 
 import doctest
-import json
 import re
 import shlex
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +135,10 @@ class Reader:
                 asked = pages.module(script).arguments(given)
                 assert main(["extract", *asked.extract, "--dry-run"]) == 0
             case ["python", "docs/kubernetes.py" as script, *given]:
-                written = self.clone.shell(shlex.join(["python", str(REPOSITORY / script), *given]))
-                assert json.loads(written)["kind"] == "DaskJob"
+                writing = shlex.join(["python", str(REPOSITORY / script), *given])
+                assert self.clone.shell(f"{writing} | kubectl apply -f -") == "DaskJob taken\n"
+            case ["kubectl", "apply", "-f", "-"]:
+                pass  # it came after the pipe of the one before
             case ["make", target]:
                 self.clone.make(target)
                 if target == "demo":
@@ -150,7 +152,11 @@ class Reader:
             case ["source", "<(", *making, ")"]:
                 shown = self.clone.shell(f"source <({shlex.join(making)}) && complete -p das-gpu")
                 assert shown.endswith(" das-gpu\n")
-            case ["pip" | "kubectl", *_] | ["python", "docs/training.py", *_]:
+            case ["pip", "install", *wanted]:
+                if all(map(find_spec, wanted)):
+                    said = self.clone.shell(shlex.join(["python", "-m", *command]))
+                    assert "already satisfied" in said
+            case ["python", "docs/training.py", *_]:
                 pass
             case _:
                 raise AssertionError(f"{shlex.join(command)}: nobody here runs this command")
