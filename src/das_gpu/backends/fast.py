@@ -33,6 +33,7 @@ LEVEL_CHANNELS = 32
 PICKED_NBYTES = 4
 """Of the samples that `pick` puts together."""
 REMEDY = "`pip install das-gpu[fast]` brings what fits; without it NumPy does the work."
+_NOT_INSTALLED = f"numba is not installed. {REMEDY}"
 
 
 def installed() -> bool:
@@ -42,6 +43,8 @@ def installed() -> bool:
 
 def missing_for(chain: Chain, held: np.dtype[Any]) -> str | None:
     """What keeps a chain's steps from being compiled; see `first_missing`."""
+    if not installed():
+        return _NOT_INSTALLED
     picture, sections = chain.picture, chain.sections is not None
     if picture is None:
         return first_missing(chain.dtype, held, sections=sections)
@@ -71,7 +74,7 @@ def first_missing(
         Second-order sections are wanted, or Pillow's images.
     """
     if not installed():
-        return f"numba is not installed. {REMEDY}"
+        return _NOT_INSTALLED
     try:
         _rehearse(dtype, held, highest)
         if sections:
