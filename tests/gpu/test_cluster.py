@@ -28,7 +28,7 @@ STAND_INS = [HARNESS / "fake_nvml", HARNESS / "rmm_recorder"]
 GIBIBYTE = 1 << 30
 
 FACTS = """
-import json, os, signal, sys
+import json, logging, os, signal, sys
 
 def facts():
     import cupy, psutil
@@ -43,6 +43,11 @@ def facts():
         "pool": rmm.asked,
         "allocator": cupy.cuda.get_allocator() is rmm_cupy_allocator,
         "interrupt": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
+        "heard": [
+            name
+            for name in ("distributed.worker", "tornado.application")
+            if logging.getLogger(name).isEnabledFor(logging.ERROR)
+        ],
     }
 
 def listening():
@@ -128,6 +133,10 @@ def test_nothing_listens_on_other_than_loopback(cluster: dict[str, Any]) -> None
 
 def test_a_terminals_ctrl_c_leaves_workers_alone(cluster: dict[str, Any]) -> None:
     assert all(one["interrupt"] for one in cluster["workers"].values())
+
+
+def test_what_dask_trips_over_while_a_worker_closes_is_not_heard(cluster: dict[str, Any]) -> None:
+    assert not any(one["heard"] for one in cluster["workers"].values())
 
 
 def test_without_a_gpu_the_cluster_says_so(tmp_path: Path) -> None:

@@ -175,8 +175,8 @@ def _kill_left() -> None:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Keep dask's own view of what goes wrong off the terminal; ours says what to do."""
-    loggers = [logging.getLogger(name) for name in ("distributed", "tornado.application")]
+    """Keep dask's own view of what goes wrong off the terminal meanwhile."""
+    loggers = [logging.getLogger(name) for name in worker.DASKS_LOGS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)

@@ -7,6 +7,7 @@ died, or that the scheduler has, is no longer in execution there.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -20,6 +21,8 @@ from das_gpu.errors import DasGpuError
 from das_gpu.pulse import Pulse, under
 from das_gpu.workers import foreseen, stacks_of
 
+DASKS_LOGS = ("distributed", "tornado.application")
+"""What dask says by itself, of which the terminal hears nothing; ours says what to do."""
 LOOK_S = 0.5
 """Between two looks at whether a task is still wanted."""
 ALIVE_S = 5.0
@@ -30,10 +33,13 @@ def dask_setup(worker: object) -> None:  # noqa: ARG001 - dask's signature
     """Prepare a worker of our own; dask calls this in its main thread.
 
     A terminal sends Ctrl-C to the workers as well, and a batch system its warning. It is the
-    driver's to decide what ends.
+    driver's to decide what ends. What dask trips over while a worker closes, such as a heartbeat
+    that finds the connections shut, would reach the user's terminal.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for name in DASKS_LOGS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
