@@ -184,6 +184,18 @@ def test_percentiles_are_right_when_the_few_that_are_taken_mislead():
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
 
 
+def test_percentiles_are_right_where_a_tail_holds_just_too_few():
+    """Only levels that are taken lie low, so that tails hold as many as these made expect."""
+    levels = np.arange(3.0 * percentile.SAMPLED_LEVELS)
+    levels[1::3] += 1e6
+    levels[2::3] += 1e6
+    last = levels.size - 1
+    for place in np.arange(10, 60, 0.5):
+        percents = 100 * place / last, 99.0
+        found = percentile.percentiles(levels, percents)
+        np.testing.assert_allclose(found, np.percentile(levels, percents), rtol=1e-12)
+
+
 def test_zeros_of_a_live_channel_are_floored_200_db_under_the_maximum():
     envelope = np.array([[170.0, -np.inf, 150.0]])
     with workspace(chain(1, 1, 3)) as work:

@@ -28,14 +28,15 @@ def percentiles(levels: NDArray[Any], percents: tuple[float, float]) -> tuple[fl
         return min(int(share + 4 * share**0.5 + 4), few.size - 1)
 
     below, above = few[rank(low)], few[-1 - rank(high)]
-    tails = _beyond(flat, below, above)
-    enough = min(int(low) + 2, flat.size), min(int(high) + 2, flat.size)
-    misled = np.count_nonzero(tails <= below) < enough[0]
-    if misled or np.count_nonzero(tails >= above) < enough[1]:
-        tails = flat.copy()
-    least = _interpolated(tails, low)
+    near = _beyond(flat, below, above)
+
+    def tail(marked: NDArray[np.bool_], place: float) -> NDArray[Any]:
+        found = np.compress(marked, near)
+        return found if found.size >= min(int(place) + 2, flat.size) else flat.copy()
+
+    least = _interpolated(tail(near <= below, low), low)
     # The greatest are the least of what is turned round.
-    return least, -_interpolated(np.negative(tails, out=tails), high)
+    return least, -_interpolated(np.negative(tail(near >= above, high)), high)
 
 
 def _beyond(flat: NDArray[Any], below: float, above: float) -> NDArray[Any]:
