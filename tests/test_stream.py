@@ -40,7 +40,7 @@ def small_plan(archive, *, minutes: float = 0.11, **changed) -> Plan:
 
 
 @pytest.mark.slow
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(
     st.tuples(st.integers(1, 30), st.integers(40, 1000)),
     st.booleans(),
