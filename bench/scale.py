@@ -68,8 +68,7 @@ class Size:
     scene : Scene
         The archive that is read; of its channels every fifth is kept, 750 to a tile.
     times : int
-        How often two workers and one read it, one after the other: links to its chunks make an
-        archive that is so much longer.
+        How often its chunks follow one another, as links, in the archive that workers share.
     segment_minutes : float
         Length of their segments.
     cable : Scene
