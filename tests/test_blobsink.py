@@ -549,7 +549,7 @@ def test_a_run_of_many_segments_is_resumed_in_seconds_over_a_slow_line(proxy, si
     taken_s = time.monotonic() - start_s
 
     assert pending == list(range(n_segments, 2 * n_segments))
-    assert taken_s < 3
+    assert taken_s < 6, "one after the other they take 10 s"
     # What is not there is not asked for: the check, run.json, three listings, the segments.
     assert len(proxy.requests) == 5 + n_segments
     assert proxy.peak == 8

@@ -33,6 +33,8 @@ from tests.proxy import (
     Truncate,
 )
 
+QUICK_S = 2.0
+"""More than leaving takes on a busy machine, less than any of the waits that it ends."""
 BODY = bytes(index * index % 251 for index in range(100_000))
 BLOBS: dict[str, bytes | int] = {
     "RawData/0.0": BODY,
@@ -94,8 +96,8 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def eventually(truth: Callable[[], object]) -> bool:
-    """Whether it comes true within two seconds."""
-    end = time.monotonic() + 2
+    """Whether it comes true before long; a busy machine may take its time."""
+    end = time.monotonic() + 20
     while not truth() and time.monotonic() < end:
         time.sleep(0.002)
     return bool(truth())
@@ -162,14 +164,14 @@ def test_latency_comes_before_the_head(proxy: FaultProxy) -> None:
         proxy.inject(Latency(0.03))
         proxy.inject(Latency(0.02))
         late_s = min(seconds(lambda: client.ask("RawData/0.0").read()) for _ in range(5))
-    assert 0.05 < late_s < 0.055 + plain_s
+    assert 0.05 < late_s < 0.09 + plain_s  # waited for twice, it would be 0.1 s
 
 
 def test_bandwidth_limits_the_body(proxy: FaultProxy) -> None:
     proxy.inject(Bandwidth(1_000_000))
     with Client(proxy) as client:
         took_s = [seconds(lambda: client.ask("RawData/0.0").read()) for _ in range(5)]
-    assert 0.1 < min(took_s) < 0.12
+    assert 0.1 < min(took_s) < 0.18  # at half the rate it would be 0.2 s
 
 
 def test_the_lowest_rate_counts_and_own_answers_are_paced_too(proxy: FaultProxy) -> None:
@@ -177,7 +179,7 @@ def test_the_lowest_rate_counts_and_own_answers_are_paced_too(proxy: FaultProxy)
     proxy.inject(Bandwidth(10_000))
     proxy.inject(Bandwidth(1_000))
     proxy.inject(Answer(500, body=bytes(100)))
-    assert 0.15 < min(seconds(lambda: get(proxy)) for _ in range(3)) < 0.18
+    assert 0.15 < min(seconds(lambda: get(proxy)) for _ in range(3)) < 0.19
 
 
 def test_drip_sends_byte_by_byte(proxy: FaultProxy) -> None:
@@ -190,7 +192,7 @@ def test_drip_sends_byte_by_byte(proxy: FaultProxy) -> None:
     assert BODY.startswith(b"".join(pieces))
     # A machine that is busy elsewhere may let two bytes meet, but not all of them.
     assert [len(piece) for piece in pieces].count(1) > 10
-    assert 0.09 < took_s < 0.3
+    assert 0.09 < took_s < 2
 
 
 def test_reset_before_the_head(proxy: FaultProxy) -> None:
@@ -374,7 +376,7 @@ def test_leaving_is_quick_and_leaves_nothing_behind(served: BlobServer) -> None:
                 client.http.request("GET", f"{client.base}/{key}")
             assert eventually(lambda: proxy.count() == 20)
             leaving = time.perf_counter()
-        assert time.perf_counter() - leaving < 0.5
+        assert time.perf_counter() - leaving < QUICK_S
         # The server's own threads are daemons.
         assert {t for t in threading.enumerate() if not t.daemon} <= before
     # What a client did not do is not laid at its door.
@@ -392,7 +394,7 @@ def test_a_silent_server_holds_up_neither_leaving_nor_hang_ups(proxy: FaultProxy
         client = stay.enter_context(Client(outer))
         assert client.ask("RawData/0.0").read(1000) == BODY[:1000]
         leaving = time.perf_counter()
-    assert time.perf_counter() - leaving < 0.5
+    assert time.perf_counter() - leaving < QUICK_S
 
 
 def test_azure_storage_blob_through_the_proxy(azurite: Azurite) -> None:
