@@ -24,6 +24,7 @@ from das_gpu.archive import Archive, open_archive
 from das_gpu.backends import cuda
 from das_gpu.backends.cpu import CpuBackend
 from das_gpu.errors import RecipeError, UsageError
+from das_gpu.locations import Location
 from das_gpu.recipe import Recipe
 from das_gpu.run import resolve_source
 from das_gpu.stages import STAGES, Contestant, Lap, Ours, Reference, Stopwatch, Stretch, uncompiled
@@ -107,7 +108,7 @@ def measure(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": _machine(),
         "versions": host.versions(),
-        "source": archive.fingerprint(),
+        "source": archive.fingerprint() | _place(archive.location),
         "recipe": recipe.model_dump(mode="json"),
         "recipe_digest": recipe.digest,
         "stretch": {
@@ -264,6 +265,11 @@ def _processor_model() -> str | None:
     lines = file.read_text().splitlines() if file.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else None
+
+
+def _place(location: Location) -> dict[str, str]:
+    """Where an archive is, as far as a result that is passed on should tell: no one's folders."""
+    return {"location": location.path.name if location.is_local else str(location)}
 
 
 def _pairs(
