@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -67,6 +70,41 @@ def test_common_mode_is_the_median_of_real_and_imaginary_parts(channels, samples
     assert ours.dtype == np.complex64
     np.testing.assert_array_equal(ours.real, np.median(z[picked].real, axis=0))
     np.testing.assert_array_equal(ours.imag, np.median(z[picked].imag, axis=0))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_items_are_worked_on_by_all_threads_and_keep_their_order(threads):
+    together, seen = threading.Barrier(threads, timeout=30), set()
+
+    def step(item):
+        if item < threads:
+            together.wait()  # nobody gets past it alone
+        seen.add(threading.current_thread())
+        return item * item
+
+    backend = cpu.CpuBackend(threads)
+    assert backend.each(step, range(50)) == [item * item for item in range(50)]
+    assert threading.current_thread() in seen
+    assert len(seen) == threads
+    assert backend.each(step, []) == []
+
+
+@pytest.mark.parametrize("failing", ["the caller", "a helper"])
+def test_after_an_error_nothing_is_begun_and_nobody_is_still_at_work(failing):
+    caller, both = threading.current_thread(), threading.Barrier(2, timeout=30)
+    ended = []
+
+    def step(item):
+        if item < 2:
+            both.wait()
+        if (threading.current_thread() is caller) == (failing == "the caller"):
+            raise ZeroDivisionError
+        time.sleep(0.1)
+        ended.append(item)
+
+    with pytest.raises(ZeroDivisionError):
+        cpu.CpuBackend(2).each(step, range(10))
+    assert len(ended) == 1
 
 
 def test_the_envelope_of_one_count_is_120_db_and_of_nothing_minus_infinity():

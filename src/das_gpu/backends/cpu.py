@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -152,7 +153,8 @@ class CpuBackend:
         self.threads = threads
         self.batch_channels = batch_channels
         self.compiled = compiled
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="das-gpu-compute")
+        # Whoever calls `each` is one of the threads. Tools are loaded on another in any case.
+        self._pool = ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="das-gpu-compute")
 
     @contextmanager
     def workspace(
@@ -167,10 +169,37 @@ class CpuBackend:
         yield CpuWorkspace(self, layout, chain, tools)
 
     def each(self, step: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """Apply a step to every item on the compute threads, in order of the items."""
+        """Apply a step to every item on the compute threads; results in order of the items.
+
+        The caller is one of them: it would else be woken by every item that is done, and ask for
+        the interpreter's lock each time. After an error no further item is begun, and when it is
+        raised none is being worked on.
+        """
         if self.threads == 1:
             return [step(item) for item in items]
-        return list(self._pool.map(step, items))
+        left = deque(enumerate(items))
+        found: dict[int, Result] = {}
+
+        def work() -> None:
+            while True:
+                try:
+                    number, item = left.popleft()
+                except IndexError:
+                    return
+                try:
+                    found[number] = step(item)
+                except BaseException:
+                    left.clear()
+                    raise
+
+        helpers = [self._pool.submit(work) for _ in range(min(self.threads, len(left)) - 1)]
+        try:
+            work()
+        finally:
+            wait(helpers)
+        for helper in helpers:
+            helper.result()
+        return [found[number] for number in range(len(found))]
 
     def _tools(self, chain: Chain, held: np.dtype[Any]) -> _Tools:
         steps: Steps = plain
